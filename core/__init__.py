@@ -1,0 +1,1 @@
+"""The engine: compression, attribution, evaluation. It knows nothing of any front end."""

@@ -1,0 +1,1 @@
+"""One attribution method per file: where does it look?"""

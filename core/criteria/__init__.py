@@ -1,0 +1,1 @@
+"""One importance criterion per file: what is least important?"""

@@ -1,0 +1,1 @@
+"""One source of data per file."""

@@ -1,0 +1,1 @@
+"""One diagnostic per file: what changed inside?"""

@@ -1,0 +1,216 @@
+"""Hyper-parameters declared once, read by forms, command line, validation, recipes and tests.
+
+A method is a frozen dataclass and its fields are its hyper-parameters. `number`, `choice`, `flag`,
+`nested` and `per_layer` declare a field together with its domain and its help, so that no second
+list exists in which a parameter could be missing.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, Self
+
+from core.errors import ParameterError
+from core.registry import Registry
+
+Scale = Literal["linear", "log"]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number in the closed interval [low, high]; whole when `step` is an int."""
+
+    low: float
+    high: float
+    step: float
+    help: str
+    unit: str = ""
+    scale: Scale = "linear"
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.step, int)
+
+    def read(self, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ParameterError(f"must be a number, got {value!r}")
+        if self.whole and value != int(value if math.isfinite(value) else 0):
+            raise ParameterError(f"must be a whole number, got {value!r}")
+        if not self.low <= value <= self.high:
+            raise ParameterError(f"must lie in [{self.low}, {self.high}], got {value!r}")
+        return int(value) if self.whole else float(value)
+
+    def write(self, value: Any) -> Any:
+        return value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of `options`."""
+
+    options: tuple[str, ...]
+    help: str
+
+    def read(self, value: Any) -> Any:
+        if value not in self.options:
+            raise ParameterError(f"must be one of {', '.join(self.options)}, got {value!r}")
+        return value
+
+    def write(self, value: Any) -> Any:
+        return value
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Yes or no."""
+
+    help: str
+
+    def read(self, value: Any) -> Any:
+        if not isinstance(value, bool):
+            raise ParameterError(f"must be true or false, got {value!r}")
+        return value
+
+    def write(self, value: Any) -> Any:
+        return value
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Another method with hyper-parameters of its own, from `registry`.
+
+    Read from an instance, from its dictionary form, or from its bare name (all defaults).
+    """
+
+    registry: Registry
+    help: str
+
+    def read(self, value: Any) -> Any:
+        match value:
+            case str():
+                return self.registry[value]()
+            case Mapping():
+                return from_dict(self.registry, value)
+            case Method() if value.name in self.registry:
+                return value
+        raise ParameterError(f"must be a {self.registry.kind}, got {value!r}")
+
+    def write(self, value: "Method") -> Any:
+        return value.to_dict()
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """Layer name -> number in [low, high]; held as a sorted tuple of pairs, so that it hashes."""
+
+    low: float
+    high: float
+    step: float
+    help: str
+
+    def read(self, value: Any) -> Any:
+        pairs = value.items() if isinstance(value, Mapping) else value
+        try:
+            entries = dict(pairs)
+        except (TypeError, ValueError):
+            raise ParameterError(f"must map layer names to numbers, got {value!r}") from None
+        domain = Number(self.low, self.high, float(self.step), self.help)
+        for layer, number_ in entries.items():
+            try:
+                entries[layer] = domain.read(number_)
+            except ParameterError as error:
+                raise ParameterError(f"of layer {layer} {error}") from None
+        return tuple(sorted(entries.items()))
+
+    def write(self, value: tuple[tuple[str, float], ...]) -> Any:
+        return dict(value)
+
+
+Domain = Number | Choice | Flag | Nested | PerLayer
+
+
+def number(
+    default: float,
+    low: float,
+    high: float,
+    step: float,
+    *,
+    help: str,
+    unit: str = "",
+    scale: Scale = "linear",
+) -> Any:
+    """A field in the closed interval [low, high]; it is whole when `step` is an int."""
+    return field(default=default, metadata={"domain": Number(low, high, step, help, unit, scale)})
+
+
+def choice(*options: str, help: str, default: str | None = None) -> Any:
+    """A field that takes one of `options`; the first is the default unless one is named."""
+    return field(default=default or options[0], metadata={"domain": Choice(options, help)})
+
+
+def flag(default: bool, *, help: str) -> Any:
+    """A yes-or-no field."""
+    return field(default=default, metadata={"domain": Flag(help)})
+
+
+def nested(registry: Registry, default: str, *, help: str) -> Any:
+    """A field that holds another method of `registry`; `default` is its name."""
+    return field(default=default, metadata={"domain": Nested(registry, help)})
+
+
+def per_layer(low: float, high: float, step: float, *, help: str) -> Any:
+    """A field that gives some layers a number of their own; empty by default."""
+    return field(default=(), metadata={"domain": PerLayer(low, high, step, help)})
+
+
+class Method:
+    """Base of everything with hyper-parameters: criteria, compressors, attributions, data, models.
+
+    Subclasses are frozen dataclasses with a class attribute `name`, the identifier that saved
+    recipes use. It never changes once published, whatever happens to the class name.
+    """
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for name, domain in self.domains().items():
+            try:
+                object.__setattr__(self, name, domain.read(getattr(self, name)))
+            except ParameterError as error:
+                raise ParameterError(f"{self.name}: {name} {error}") from None
+
+    @classmethod
+    def domains(cls) -> dict[str, Domain]:
+        """Field name -> domain, in the order of declaration."""
+        return {f.name: f.metadata["domain"] for f in fields(cls)}
+
+    @classmethod
+    def label(cls) -> str:
+        """The name as a heading: "prune-weights" -> "Prune weights"."""
+        words = cls.name.replace("-", " ")
+        return words[0].upper() + words[1:]
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the docstring."""
+        return (cls.__doc__ or "").strip().splitlines()[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, every hyper-parameter spelled out; `from_dict` reads it back."""
+        values = {name: d.write(getattr(self, name)) for name, d in self.domains().items()}
+        return {"method": self.name} | values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        unknown = sorted(values.keys() - cls.domains().keys() - {"method"})
+        if unknown:
+            known = ", ".join(cls.domains()) or "none"
+            raise ParameterError(f"{cls.name} has no parameter {', '.join(unknown)}; it has {known}")
+        return cls(**{name: values[name] for name in cls.domains() if name in values})
+
+
+def from_dict(registry: Registry, values: Any) -> Any:
+    """The method that `values` (see `Method.to_dict`) describes."""
+    if not isinstance(values, Mapping) or not isinstance(values.get("method"), str):
+        raise ParameterError(f"a {registry.kind} needs a 'method' name, got {values!r}")
+    return registry[values["method"]].from_dict(values)

@@ -1,0 +1,1 @@
+"""One compressor per file: make it smaller."""

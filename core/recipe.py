@@ -1,0 +1,85 @@
+"""A recipe is a list of compressors and a seed; `compress` carries it out."""
+
+import copy
+import json
+from dataclasses import dataclass, field
+from typing import Self
+
+from torch import nn
+
+from core.bundles import Setting
+from core.errors import RecipeError, UserError
+from core.layers import bake
+from core.method import Method, from_dict
+from core.registry import Registry
+from core.run import Run, seeded
+
+FORMAT = 1
+
+
+class Compressor(Method):
+    """Turns a network into a smaller one."""
+
+    def apply(self, model: nn.Module, setting: Setting, run: Run) -> nn.Module:
+        """Compress `model`, a private copy that may be changed in place, and return it.
+
+        Random numbers come from torch's global generator, which is already seeded. Loops that
+        take longer than a blink go through `run.track`.
+        """
+        raise NotImplementedError
+
+
+COMPRESSORS: Registry[type[Compressor]] = Registry("core.methods", "method")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps applied in order. On one device and thread count, equal recipes give equal bits."""
+
+    steps: tuple[Compressor, ...] = ()
+    seed: int = 0
+
+    def to_json(self) -> str:
+        steps = [step.to_dict() for step in self.steps]
+        return json.dumps({"format": FORMAT, "seed": self.seed, "steps": steps}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            RecipeError: it is no JSON of that form, or names a method or parameter unknown here.
+        """
+        try:
+            saved = json.loads(text)
+            if saved["format"] != FORMAT:
+                raise RecipeError(f"recipe: format must be {FORMAT}, got {saved['format']!r}")
+            steps = tuple(from_dict(COMPRESSORS, step) for step in saved["steps"])
+            seed = saved["seed"]
+        except UserError as error:
+            raise RecipeError(f"{error}") from error
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise RecipeError(f"recipe: not a recipe: {type(error).__name__}: {error}") from error
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+            raise RecipeError(f"recipe: seed must be a whole number in [0, 2147483647], got {seed!r}")
+        return cls(steps, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class CompressionResult:
+    """What a recipe made of a model."""
+
+    model: nn.Module  # eval mode, plain weights, frozen
+    recipe: Recipe
+    records: tuple[dict[str, float], ...] = field(default=())  # what methods recorded, e.g. loss per epoch
+
+
+def compress(model: nn.Module, setting: Setting, recipe: Recipe, run: Run | None = None) -> CompressionResult:
+    """Apply `recipe` to a copy of `model`; the caller's model is left as it is."""
+    run = run or Run()
+    compressed = copy.deepcopy(model).to(run.device).eval()
+    for index, step in enumerate(recipe.steps):
+        with run.step(index, len(recipe.steps)), seeded(recipe.seed + index, run):
+            compressed = step.apply(compressed, setting, run).eval()
+            run.report(1.0, step.label())
+    return CompressionResult(bake(compressed).requires_grad_(False), recipe, tuple(run.records))

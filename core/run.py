@@ -1,0 +1,82 @@
+"""One execution: where it runs, what it reports, how it is stopped."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+_RANDOM_STATE = threading.RLock()  # torch's belongs to the process, so seeded runs take turns
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a front end needs to draw a progress bar."""
+
+    fraction: float  # of the whole run, in [0, 1]
+    message: str
+
+
+@dataclass
+class Run:
+    """Handed to every long computation.
+
+    To stop a computation, raise from `on_progress`: the exception travels through the method to
+    whoever started it. Streamlit does so by itself when the page is rerun, a shell does so with
+    Ctrl-C, a test raises what it likes.
+    """
+
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    device: str = "cpu"
+    records: list[dict[str, float]] = field(default_factory=list)
+    _span: tuple[float, float] = (0.0, 1.0)
+
+    def report(self, fraction: float, message: str) -> None:
+        """Say that `fraction` of the present step is done."""
+        low, high = self._span
+        self.on_progress(Progress(low + fraction * (high - low), message))
+
+    def track(self, items: Collection[T], message: str) -> Iterator[T]:
+        """Yield `items`, reporting after each; loops inside one item have its share of the bar."""
+        low, high = self._span
+        width = (high - low) / max(len(items), 1)
+        for index, item in enumerate(items):
+            self._span = (low + index * width, low + (index + 1) * width)
+            yield item
+            self._span = (low, high)
+            self.report((index + 1) / len(items), message)
+
+    def record(self, **values: float) -> None:
+        """Append one row, for instance `record(epoch=3, loss=0.41)`, to the run's history."""
+        self.records.append(values)
+
+    @contextlib.contextmanager
+    def step(self, index: int, count: int) -> Iterator[None]:
+        """Part `index` of `count`: its share of the bar."""
+        outer, self._span = self._span, (index / count, (index + 1) / count)
+        try:
+            yield
+        finally:
+            self._span = outer
+
+
+@contextlib.contextmanager
+def seeded(seed: int, run: Run | None = None) -> Iterator[None]:
+    """Random numbers from `seed` inside; the caller's random state is as before afterwards.
+
+    Torch's generator belongs to the process, so two seeded blocks take turns. Hold it for short
+    work only: what trains for minutes in a server belongs into a process of its own.
+    """
+    while not _RANDOM_STATE.acquire(timeout=0.2):
+        if run:
+            run.report(0.0, "Waiting for another run to finish")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        _RANDOM_STATE.release()
