@@ -1,0 +1,1 @@
+"""What the pages are drawn with: state, URL, forms, charts and pictures."""
