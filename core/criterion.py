@@ -8,10 +8,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from core.bundles import Setting
+from core.bundles import Setting, Split
+from core.errors import ParameterError
+from core.layers import require_finite, require_prunable
 from core.method import Method
-from core.registry import Registry
-from core.run import Run
+from core.registry import Registry, unknown
+from core.run import Run, seeded
 
 Grain = Literal["weight", "filter"]
 Scores = dict[str, Tensor]  # layer -> importance, (O, ...) like the weight or (O,); higher = keep
@@ -25,9 +27,14 @@ class Criterion(Method):
     def scores(self, model: nn.Module, setting: Setting, run: Run) -> Scores:
         """Prunable layer -> importance scores: shaped like its weight, or (O,) for filters.
 
-        `model` must not be changed. Random numbers are torch's, already seeded.
+        `model` must not be changed: what needs hooks or gradients works on `layers.private_copy`.
+        Random numbers are torch's, already seeded.
         """
         raise NotImplementedError
+
+    def filter_scores(self, model: nn.Module, setting: Setting, run: Run) -> Scores:
+        """Prunable layer -> scores (O,) of whole filters: by default, sums of those of their weights."""
+        return per_filter(self.scores(model, setting, run))
 
 
 CRITERIA: Registry[type[Criterion]] = Registry("core.criteria", "criterion")
@@ -36,6 +43,38 @@ CRITERIA: Registry[type[Criterion]] = Registry("core.criteria", "criterion")
 def per_filter(scores: Scores) -> Scores:
     """Scores (O,) of whole filters: those of single weights are summed over each filter."""
     return {name: s.flatten(1).sum(1) if s.dim() > 1 else s for name, s in scores.items()}
+
+
+def sample(split: Split, count: int) -> Split:
+    """`count` pictures of `split` drawn without replacement, all of them where it has fewer."""
+    return split.take(torch.randperm(len(split))[:count])
+
+
+def rank(
+    criterion: Criterion,
+    model: nn.Module,
+    setting: Setting,
+    run: Run | None = None,
+    *,
+    grain: Grain | None = None,
+    seed: int = 0,
+) -> "Ranking":
+    """The scores of `criterion`, computed once and sorted: of filters, or in its own grain by default.
+
+    The caller's random state is left alone and equal seeds give equal bits.
+
+    Raises:
+        ParameterError: single weights are asked for, and the criterion scores filters.
+        UnsupportedModelError: the model has no prunable layer, or weights that are not finite.
+    """
+    run = run or Run()
+    require_prunable(model)
+    require_finite(model)
+    if grain == "weight" and criterion.grain == "filter":
+        raise ParameterError(f"{criterion.name}: must score single weights here, got a score of whole filters")
+    with seeded(seed, run):
+        scores = criterion.filter_scores if grain == "filter" else criterion.scores
+        return Ranking(scores(model, setting, run))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +102,13 @@ class Ranking:
 
     def masks(self, sparsities: Mapping[str, float]) -> dict[str, Tensor]:
         """Layer -> mask shaped like its scores, True = kept, for the layers in `sparsities`."""
-        return {
-            name: (self._position[name] >= round(sparsity * self.scores[name].numel())).view_as(self.scores[name])
-            for name, sparsity in sparsities.items()
-        }
+        masks = {}
+        for name, sparsity in sparsities.items():
+            if name not in self.scores:
+                raise ParameterError(unknown("layer", name, self.scores))
+            gone = round(sparsity * self.scores[name].numel())
+            masks[name] = (self._position[name] >= gone).view_as(self.scores[name])
+        return masks
 
     def global_masks(self, sparsity: float) -> dict[str, Tensor]:
         """Masks of all layers from one threshold: layers with low scores lose more."""
@@ -83,4 +125,4 @@ class Ranking:
 def _places(scores: Tensor) -> Tensor:
     """Rank of every score, lowest 0; NaN counts as lowest; ties in order of position."""
     order = scores.nan_to_num(nan=-torch.inf).argsort(stable=True)
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

@@ -8,10 +8,13 @@ list exists in which a parameter could be missing.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
+
 from core.errors import ParameterError
-from core.registry import Registry
+from core.registry import Registry, unknown
 
 Scale = Literal["linear", "log"]
 
@@ -27,18 +30,27 @@ class Number:
     unit: str = ""
     scale: Scale = "linear"
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise ValueError(f"a domain needs finite low <= high, got [{self.low}, {self.high}]")
+        if self.step <= 0 or (self.scale == "log" and self.low <= 0):
+            raise ValueError("a domain needs a step above 0, and a low above 0 where its scale is log")
+
     @property
     def whole(self) -> bool:
         return isinstance(self.step, int)
 
     def read(self, value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ParameterError(f"must be a number, got {value!r}")
-        if self.whole and value != int(value if math.isfinite(value) else 0):
-            raise ParameterError(f"must be a whole number, got {value!r}")
-        if not self.low <= value <= self.high:
-            raise ParameterError(f"must lie in [{self.low}, {self.high}], got {value!r}")
-        return int(value) if self.whole else float(value)
+        """`value` as a plain int or float; numpy's numbers are numbers too, true and false are not."""
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise ParameterError(f"must be a number, got {brief(value)}")
+        if not self.low <= value <= self.high:  # so is NaN's comparison
+            raise ParameterError(f"must lie in [{self.low}, {self.high}], got {brief(value)}")
+        if not self.whole:
+            return float(value) + 0.0  # no minus zero: equal recipes have equal text
+        if not isinstance(value, Integral) and value != int(value):
+            raise ParameterError(f"must be a whole number, got {brief(value)}")
+        return int(value)
 
     def write(self, value: Any) -> Any:
         return value
@@ -52,9 +64,9 @@ class Choice:
     help: str
 
     def read(self, value: Any) -> Any:
-        if value not in self.options:
-            raise ParameterError(f"must be one of {', '.join(self.options)}, got {value!r}")
-        return value
+        if not isinstance(value, str) or value not in self.options:
+            raise ParameterError(f"must be one of {', '.join(self.options)}, got {brief(value)}")
+        return str(value)
 
     def write(self, value: Any) -> Any:
         return value
@@ -67,9 +79,9 @@ class Flag:
     help: str
 
     def read(self, value: Any) -> Any:
-        if not isinstance(value, bool):
-            raise ParameterError(f"must be true or false, got {value!r}")
-        return value
+        if not isinstance(value, bool | np.bool_):
+            raise ParameterError(f"must be true or false, got {brief(value)}")
+        return bool(value)
 
     def write(self, value: Any) -> Any:
         return value
@@ -91,9 +103,9 @@ class Nested:
                 return self.registry[value]()
             case Mapping():
                 return from_dict(self.registry, value)
-            case Method() if value.name in self.registry:
+            case Method() if value.name in self.registry and isinstance(value, self.registry[value.name]):
                 return value
-        raise ParameterError(f"must be a {self.registry.kind}, got {value!r}")
+        raise ParameterError(f"must be a {self.registry.kind}, got {brief(value)}")
 
     def write(self, value: "Method") -> Any:
         return value.to_dict()
@@ -113,7 +125,9 @@ class PerLayer:
         try:
             entries = dict(pairs)
         except (TypeError, ValueError):
-            raise ParameterError(f"must map layer names to numbers, got {value!r}") from None
+            raise ParameterError(f"must map layer names to numbers, got {brief(value)}") from None
+        if not all(isinstance(layer, str) for layer in entries):
+            raise ParameterError(f"must map layer names to numbers, got {brief(value)}")
         domain = Number(self.low, self.high, float(self.step), self.help)
         for layer, number_ in entries.items():
             try:
@@ -129,6 +143,12 @@ class PerLayer:
 Domain = Number | Choice | Flag | Nested | PerLayer
 
 
+def brief(value: Any) -> str:
+    """`value` as an error message shows it: at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def number(
     default: float,
     low: float,
@@ -139,7 +159,10 @@ def number(
     unit: str = "",
     scale: Scale = "linear",
 ) -> Any:
-    """A field in the closed interval [low, high]; it is whole when `step` is an int."""
+    """A field in the closed interval [low, high]; it is whole when `step` is an int.
+
+    `scale="log"` asks front ends for a slider whose steps are ratios.
+    """
     return field(default=default, metadata={"domain": Number(low, high, step, help, unit, scale)})
 
 
@@ -182,6 +205,9 @@ class Method:
     @classmethod
     def domains(cls) -> dict[str, Domain]:
         """Field name -> domain, in the order of declaration."""
+        for f in fields(cls):
+            if "domain" not in f.metadata:
+                raise TypeError(f"{cls.__name__}.{f.name}: declare it with number(), choice(), flag() ...")
         return {f.name: f.metadata["domain"] for f in fields(cls)}
 
     @classmethod
@@ -202,15 +228,16 @@ class Method:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        unknown = sorted(values.keys() - cls.domains().keys() - {"method"})
-        if unknown:
-            known = ", ".join(cls.domains()) or "none"
-            raise ParameterError(f"{cls.name} has no parameter {', '.join(unknown)}; it has {known}")
-        return cls(**{name: values[name] for name in cls.domains() if name in values})
+        """The method with these hyper-parameters; those that are missing keep their defaults."""
+        known = cls.domains()
+        for name in values:
+            if name not in known and name != "method":
+                raise ParameterError(f"{cls.name}: {unknown('parameter', name, known)}")
+        return cls(**{name: values[name] for name in known if name in values})
 
 
 def from_dict(registry: Registry, values: Any) -> Any:
     """The method that `values` (see `Method.to_dict`) describes."""
     if not isinstance(values, Mapping) or not isinstance(values.get("method"), str):
-        raise ParameterError(f"a {registry.kind} needs a 'method' name, got {values!r}")
+        raise ParameterError(f"a {registry.kind} needs a 'method' name, got {brief(values)}")
     return registry[values["method"]].from_dict(values)

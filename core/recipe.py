@@ -9,8 +9,8 @@ from torch import nn
 
 from core.bundles import Setting
 from core.errors import RecipeError, UserError
-from core.layers import bake
-from core.method import Method, from_dict
+from core.layers import bake, require_finite
+from core.method import Method, brief, from_dict
 from core.registry import Registry
 from core.run import Run, seeded
 
@@ -39,6 +39,11 @@ class Recipe:
     steps: tuple[Compressor, ...] = ()
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        whole = isinstance(self.seed, int) and not isinstance(self.seed, bool)
+        if not whole or not 0 <= self.seed < 2**31:
+            raise RecipeError(f"recipe: seed must be a whole number in [0, 2147483647], got {brief(self.seed)}")
+
     def to_json(self) -> str:
         steps = [step.to_dict() for step in self.steps]
         return json.dumps({"format": FORMAT, "seed": self.seed, "steps": steps}, indent=2)
@@ -52,16 +57,17 @@ class Recipe:
         """
         try:
             saved = json.loads(text)
-            if saved["format"] != FORMAT:
-                raise RecipeError(f"recipe: format must be {FORMAT}, got {saved['format']!r}")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RecipeError(f"recipe: must be JSON, got {brief(text)} ({error})") from None
+        if not isinstance(saved, dict) or not isinstance(saved.get("steps"), list):
+            raise RecipeError(f"recipe: must be an object with a list of steps, got {brief(saved)}")
+        if saved.get("format") != FORMAT:
+            raise RecipeError(f"recipe: format must be {FORMAT}, got {brief(saved.get('format'))}")
+        try:
             steps = tuple(from_dict(COMPRESSORS, step) for step in saved["steps"])
-            seed = saved["seed"]
         except UserError as error:
-            raise RecipeError(f"{error}") from error
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RecipeError(f"recipe: not a recipe: {type(error).__name__}: {error}") from error
-        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
-            raise RecipeError(f"recipe: seed must be a whole number in [0, 2147483647], got {seed!r}")
+            raise RecipeError(f"recipe: {error}") from error
+        seed = saved.get("seed", 0)
         return cls(steps, seed)
 
 
@@ -75,11 +81,17 @@ class CompressionResult:
 
 
 def compress(model: nn.Module, setting: Setting, recipe: Recipe, run: Run | None = None) -> CompressionResult:
-    """Apply `recipe` to a copy of `model`; the caller's model is left as it is."""
+    """Apply `recipe` to a copy of `model`; the caller's model and random state are left as they are.
+
+    Raises:
+        UnsupportedModelError: a weight is NaN or infinite, or a step cannot work on this model.
+    """
     run = run or Run()
+    require_finite(model)
+    before = len(run.records)
     compressed = copy.deepcopy(model).to(run.device).eval()
     for index, step in enumerate(recipe.steps):
         with run.step(index, len(recipe.steps)), seeded(recipe.seed + index, run):
             compressed = step.apply(compressed, setting, run).eval()
             run.report(1.0, step.label())
-    return CompressionResult(bake(compressed).requires_grad_(False), recipe, tuple(run.records))
+    return CompressionResult(bake(compressed).requires_grad_(False), recipe, tuple(run.records[before:]))

@@ -24,21 +24,25 @@ class Registry(Generic[T]):
         self._loaded = False
 
     def register(self, cls: T) -> T:
-        """Class decorator: make `cls` available under `cls.name`."""
-        if cls.name in self._classes:
-            raise ValueError(f"{self.kind} {cls.name!r}: {self._classes[cls.name]} and {cls}")
+        """Class decorator: make `cls` available under `cls.name`.
+
+        A class of the same module and name replaces itself, as happens when a file is reloaded.
+        """
+        held = self._classes.get(cls.name)
+        if held and (held.__module__, held.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"two {self.kind} classes are called {cls.name!r}: {held} and {cls}")
         self._classes[cls.name] = cls
         return cls
 
     def __getitem__(self, name: str) -> T:
         self._load()
-        if name not in self._classes:
+        if name not in self:
             raise UnknownNameError(unknown(self.kind, name, self))
         return self._classes[name]
 
     def __contains__(self, name: object) -> bool:
         self._load()
-        return name in self._classes
+        return isinstance(name, str) and name in self._classes
 
     def __iter__(self) -> Iterator[str]:
         self._load()
@@ -60,6 +64,8 @@ class Registry(Generic[T]):
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """The sentence for a wrong name: the nearest right one, or all of them."""
     known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    return f"no {kind} is called {name!r}; {hint}"
+    said = str(name)[:80]
+    near = difflib.get_close_matches(said.lower().replace("_", "-"), known, n=1)
+    near = near or difflib.get_close_matches(said, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
+    return f"no {kind} is called {said!r}; {hint}"

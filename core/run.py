@@ -38,16 +38,13 @@ class Run:
     def report(self, fraction: float, message: str) -> None:
         """Say that `fraction` of the present step is done."""
         low, high = self._span
-        self.on_progress(Progress(low + fraction * (high - low), message))
+        self.on_progress(Progress(low + min(max(fraction, 0.0), 1.0) * (high - low), message))
 
     def track(self, items: Collection[T], message: str) -> Iterator[T]:
         """Yield `items`, reporting after each; loops inside one item have its share of the bar."""
-        low, high = self._span
-        width = (high - low) / max(len(items), 1)
         for index, item in enumerate(items):
-            self._span = (low + index * width, low + (index + 1) * width)
-            yield item
-            self._span = (low, high)
+            with self.step(index, len(items)):
+                yield item
             self.report((index + 1) / len(items), message)
 
     def record(self, **values: float) -> None:
@@ -56,8 +53,10 @@ class Run:
 
     @contextlib.contextmanager
     def step(self, index: int, count: int) -> Iterator[None]:
-        """Part `index` of `count`: its share of the bar."""
-        outer, self._span = self._span, (index / count, (index + 1) / count)
+        """Part `index` of `count` of the present step: inside, it is the present step."""
+        outer = low, high = self._span
+        width = (high - low) / count
+        self._span = (low + index * width, low + (index + 1) * width)
         try:
             yield
         finally:
@@ -75,8 +74,14 @@ def seeded(seed: int, run: Run | None = None) -> Iterator[None]:
         if run:
             run.report(0.0, "Waiting for another run to finish")
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=_accelerators(run)):
             torch.manual_seed(seed)
             yield
     finally:
         _RANDOM_STATE.release()
+
+
+def _accelerators(run: Run | None) -> list[torch.device]:
+    """The devices other than the processor whose random state a run touches."""
+    device = torch.device(run.device if run else "cpu")
+    return [device] if device.type == "cuda" else []
