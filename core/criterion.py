@@ -45,6 +45,18 @@ def per_filter(scores: Scores) -> Scores:
     return {name: s.flatten(1).sum(1) if s.dim() > 1 else s for name, s in scores.items()}
 
 
+def require_weight_scores(who: str, criterion: Criterion) -> None:
+    """Check that `criterion` scores single weights, as `who` needs.
+
+    Raises:
+        ParameterError: it scores whole filters.
+    """
+    if criterion.grain != "weight":
+        raise ParameterError(
+            f"{who}: criterion must score single weights, got {criterion.name}, which scores filters"
+        )
+
+
 def sample(split: Split, count: int) -> Split:
     """`count` pictures of `split` drawn without replacement, all of them where it has fewer."""
     return split.take(torch.randperm(len(split))[:count])
@@ -70,8 +82,8 @@ def rank(
     run = run or Run()
     require_prunable(model)
     require_finite(model)
-    if grain == "weight" and criterion.grain == "filter":
-        raise ParameterError(f"{criterion.name}: must score single weights here, got a score of whole filters")
+    if grain == "weight":
+        require_weight_scores("ranking", criterion)
     with seeded(seed, run):
         scores = criterion.filter_scores if grain == "filter" else criterion.scores
         return Ranking(scores(model, setting, run))

@@ -53,7 +53,8 @@ def require_finite(model: nn.Module) -> None:
             layer, _, tensor = name.replace("parametrizations.", "").removesuffix(".original").rpartition(".")
             wrong = int((~finite).sum())
             raise UnsupportedModelError(
-                f"layer {layer or 'model'}: {tensor} must be finite, got {wrong} NaN or infinite of {value.numel()}"
+                f"layer {layer or 'model'}: {tensor} must be finite, "
+                f"got {wrong} NaN or infinite of {value.numel()} values"
             )
 
 

@@ -42,7 +42,9 @@ class Recipe:
     def __post_init__(self) -> None:
         whole = isinstance(self.seed, int) and not isinstance(self.seed, bool)
         if not whole or not 0 <= self.seed < 2**31:
-            raise RecipeError(f"recipe: seed must be a whole number in [0, 2147483647], got {brief(self.seed)}")
+            raise RecipeError(
+                f"recipe: seed must be a whole number in [0, 2147483647], got {brief(self.seed)}"
+            )
 
     def to_json(self) -> str:
         steps = [step.to_dict() for step in self.steps]

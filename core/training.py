@@ -1,6 +1,7 @@
 """The one training loop: training, fine-tuning, distillation and gates differ in their loss only."""
 
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from core.bundles import Split
-from core.errors import TrainingError
-from core.method import Method, choice, flag, number
+from core.errors import CheckpointError, TrainingError
+from core.method import Method, brief, choice, flag, number
 from core.run import Run
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # model, images (N, C, H, W), labels -> scalar
@@ -69,8 +70,12 @@ def fit(
     its weights the moving average where `schedule.ema` asks for one.
 
     Raises:
-        TrainingError: the loss is not finite; `model` then holds the last epoch's state.
+        TrainingError: there are no pictures, or loss or weights are not finite; `model` then holds
+            the last good epoch's state, in eval mode, frozen.
+        CheckpointError: `checkpoint` is of another network or schedule.
     """
+    if not len(train):
+        raise TrainingError("training: there must be pictures to train on, got none")
     device = torch.device(run.device)
     model.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
     steps = math.ceil(len(train) / schedule.batch_size)
@@ -78,7 +83,7 @@ def fit(
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(schedule, steps))
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema), use_buffers=True)
     parts = {"model": model, "average": average, "optimizer": optimizer, "rate": rate}
-    done = _resume(checkpoint, parts, run)
+    done = _resume(checkpoint, parts, schedule, run)
     good = _snapshot(model)
     for epoch in run.track(range(done, schedule.epochs), "Training"):
         total = 0.0
@@ -96,19 +101,16 @@ def fit(
                 average.update_parameters(model)
             total += value.item() * len(index)
             if not math.isfinite(total):
-                model.load_state_dict(good)
-                model.eval().requires_grad_(False)
-                raise TrainingError(
-                    f"training: the loss became {value.item()} in epoch {epoch + 1}; "
-                    f"a learning rate below {schedule.learning_rate:g} may help"
-                )
+                raise _diverged(model, good, f"the loss became {value.item()}", epoch, schedule)
             run.report((step + 1) / len(order), f"Epoch {epoch + 1} of {schedule.epochs}")
+        if not all(value.isfinite().all() for value in model.state_dict().values()):
+            raise _diverged(model, good, "weights became NaN or infinite", epoch, schedule)
         good = _snapshot(model)
         row = {"epoch": epoch + 1, "loss": total / len(train)}
         if validation is not None:
             row["validation_accuracy"] = _accuracy(average.module if schedule.ema else model, validation)
         run.record(**row)
-        _save(checkpoint, parts, run, epoch + 1)
+        _save(checkpoint, parts, schedule, run, epoch + 1)
     if schedule.ema:
         model.load_state_dict(average.module.state_dict())
     model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
@@ -169,27 +171,45 @@ def _accuracy(model: nn.Module, split: Split) -> float:
     return torch.cat(hits).mean().item()
 
 
+def _diverged(model: nn.Module, good: dict, what: str, epoch: int, schedule: Schedule) -> TrainingError:
+    """The error of a training that left the finite numbers, once `model` has its last good state."""
+    model.load_state_dict(good)
+    model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
+    advice = f"a learning rate below {schedule.learning_rate:g} may help"
+    return TrainingError(f"training: {what} in epoch {epoch + 1}; {advice}")
+
+
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def _save(path: Path | None, parts: dict, run: Run, epoch: int) -> None:
+def _save(path: Path | None, parts: dict, schedule: Schedule, run: Run, epoch: int) -> None:
     if path is None:
         return
     state = {name: part.state_dict() for name, part in parts.items()}
     state |= {"epoch": epoch, "random": torch.get_rng_state(), "records": run.records}
+    state["schedule"] = schedule.to_dict()
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(path)
 
 
-def _resume(path: Path | None, parts: dict, run: Run) -> int:
+def _resume(path: Path | None, parts: dict, schedule: Schedule, run: Run) -> int:
     """Load the state written by `_save`; returns the number of epochs already done."""
     if path is None or not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
+    try:
+        state = torch.load(path, weights_only=True)
+        if state.get("schedule", schedule.to_dict()) != schedule.to_dict():
+            raise CheckpointError(f"{path}: must continue the schedule it was begun with, got another one")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except (RuntimeError, ValueError, KeyError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{path}: must be a checkpoint of this network, got {brief(str(error))}"
+        ) from None
     torch.set_rng_state(state["random"])
     run.records[:] = state["records"]
     return state["epoch"]

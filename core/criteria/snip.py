@@ -43,8 +43,12 @@ class SNIP(Criterion):
         for start in run.track(range(0, len(split), BATCH), "Taking gradients"):
             part = split.take(slice(start, start + BATCH))
             with torch.enable_grad():
-                loss = F.cross_entropy(private(part.images.to(run.device)), part.labels.to(run.device), reduction="sum")
-            for sum_, gradient in zip(total, torch.autograd.grad(loss, weights, materialize_grads=True), strict=True):
+                loss = F.cross_entropy(
+                    private(part.images.to(run.device)), part.labels.to(run.device), reduction="sum"
+                )
+            for sum_, gradient in zip(
+                total, torch.autograd.grad(loss, weights, materialize_grads=True), strict=True
+            ):
                 sum_ += gradient / len(split)
         return {
             name: (weight.detach() * gradient).abs()

@@ -54,7 +54,9 @@ class Taylor(Criterion):
             for gate in gates.values():
                 gate.open(len(part), run.device)
             with torch.enable_grad():
-                loss = F.cross_entropy(private(part.images.to(run.device)), part.labels.to(run.device), reduction="sum")
+                loss = F.cross_entropy(
+                    private(part.images.to(run.device)), part.labels.to(run.device), reduction="sum"
+                )
             values = [gate.value for gate in gates.values()]
             found = torch.autograd.grad(loss, values, materialize_grads=True)
             for name, slope in zip(layers, found, strict=True):

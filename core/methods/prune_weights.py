@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import nn
 
 from core.bundles import Setting
-from core.criterion import CRITERIA, Criterion, Ranking
+from core.criterion import CRITERIA, Criterion, Ranking, require_weight_scores
 from core.errors import ParameterError
 from core.layers import apply_mask, require_layers, require_prunable
 from core.method import choice, nested, number, per_layer
@@ -38,10 +38,7 @@ class PruneWeights(Compressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.criterion.grain != "weight":
-            raise ParameterError(
-                f"{self.name}: criterion must score single weights, got {self.criterion.name}, which scores filters"
-            )
+        require_weight_scores(self.name, self.criterion)
         if self.layers and self.scope == "global":
             raise ParameterError(f'{self.name}: scope must be "layer" where single layers have a sparsity')
 
