@@ -1,0 +1,814 @@
+"""Prunescope from a shell: the same engine as the app, every command with --json.
+
+Options of methods are not written here: they are read from the declarations in `core`, so that a
+new method, criterion or schedule setting is an option at once.
+"""
+
+import contextlib
+import inspect
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded: idle threads sleep
+
+if TYPE_CHECKING:  # torch takes seconds to load, and `--help` needs none of it
+    from core.bundles import DatasetBundle, ModelBundle, Split
+    from core.method import Domain, Method
+    from core.recipe import Recipe
+    from core.registry import Registry
+    from core.run import Run
+
+SplitName = Literal["train", "validation", "test"]
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model, or its JSON form")]
+Data = Annotated[
+    str | None, typer.Option(metavar="NAME|JSON", help="Data set; default: what the weights were trained on")
+]
+Weights = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Weights to use instead of the shipped ones")
+]
+SplitOption = Annotated[SplitName, typer.Option(help="Part of the data that is reported on")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all random numbers")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; default: torch's choice")]
+OutFolder = Annotated[Path | None, typer.Option(metavar="DIR", help="Write the results into this folder")]
+Attributions = Annotated[
+    list[str] | None,
+    typer.Option("--attribution", metavar="NAME|JSON", help="Attribution method; may be repeated"),
+]
+Images = Annotated[
+    str | None, typer.Option(metavar="0,5,7", help="Which pictures are explained; default: the first")
+]
+Count = Annotated[int, typer.Option(min=1, help="How many pictures are explained")]
+
+
+# ---------------------------------------------------------------------------------------- commands
+
+
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="Only this kind, for instance methods")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show models, data sets, methods, criteria, attributions."""
+    from core.errors import UnknownNameError
+    from core.registry import unknown
+
+    kinds = _registries()
+    if kind is not None:
+        if kind not in kinds:
+            raise UnknownNameError(unknown("kind", kind, kinds))
+        kinds = {kind: kinds[kind]}
+    found = {kind: [_describe(registry[name]) for name in registry] for kind, registry in kinds.items()}
+    if as_json:
+        return _print_json(found)
+    for kind, entries in found.items():
+        print(kind)
+        for entry in entries:
+            print(f"  {entry['name']:26}{entry['summary']}")
+            if len(found) == 1:
+                for parameter in entry["parameters"]:
+                    print(f"    {_flag_name(parameter['name']):24}{_explain_parameter(parameter)}")
+    return None
+
+
+def download(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Data set to fetch into the data directory")],
+    as_json: Json = False,
+) -> None:
+    """Fetch a data set; embedded ones are made."""
+    from core.bundles import DATASETS, data_directory
+    from core.errors import DataUnavailableError
+
+    source = _read_method(DATASETS, name)
+    if hasattr(source, "download"):
+        _say(f"Fetching {source.name} into {data_directory()}")
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                source.download()
+        except (OSError, RuntimeError) as error:
+            raise DataUnavailableError(f"{source.name}: the download failed: {error}") from error
+    data = source.load()
+    sizes = {part: len(data.split(part)) for part in ("train", "validation", "test")}
+    report = {
+        "data": data.name,
+        **sizes,
+        "classes": len(data.classes),
+        "licence": data.licence,
+        "source": data.source,
+    }
+    _print(report, as_json)
+
+
+def train(
+    model: Model,
+    data: Annotated[str, typer.Option(metavar="NAME|JSON", help="Data set to train on")],
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the weights go")] = Path("runs"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint that a stopped run left")
+    ] = False,
+    threads: Threads = None,
+    as_json: Json = False,
+    **settings: Any,
+) -> None:
+    """Train a network; write its weights and how they were made."""
+    from core.bundles import MODELS
+    from core.evaluation import evaluate as measure
+    from core.run import seeded
+    from core.training import Schedule, classification_loss, fit
+    from core.weights import load_dataset, save_model
+
+    _use_threads(threads)
+    schedule = Schedule(**_given(Schedule, settings))
+    architecture = _read_method(MODELS, model, _given_if_named(MODELS, model, settings))
+    bundle = load_dataset(_read_data(data))
+    _make_folder(out)
+    path = out / f"{architecture.name}--{bundle.name}.safetensors"
+    asked = {
+        "model": architecture.to_dict(),
+        "data": bundle.name,
+        "seed": seed,
+        "schedule": schedule.to_dict(),
+    }
+    checkpoint = _checkpoint(path.with_suffix(".ckpt"), asked, resume)
+    run = _run()
+    started = time.monotonic()
+    with seeded(seed):
+        network = architecture.build(bundle.shape, len(bundle.classes))
+        loss = classification_loss(schedule.label_smoothing)
+        try:
+            fit(
+                network,
+                bundle.train,
+                loss,
+                schedule,
+                run,
+                validation=bundle.validation,
+                checkpoint=checkpoint,
+            )
+        except KeyboardInterrupt:
+            _say(f"\nStopped; the same command with --resume goes on from {checkpoint}")
+            raise
+    result = measure(network, bundle.test)
+    report = {
+        **asked,
+        "command": "python cli.py " + " ".join(sys.argv[1:]),
+        "epochs": schedule.epochs,
+        "split": "test",
+        **_fields(result),
+        **_machine(),
+        "seconds": round(time.monotonic() - started, 1),
+        "history": run.records,
+    }
+    save_model(network, path, architecture, bundle.name, _plain(report))
+    for leftover in (checkpoint, _settings_file(checkpoint)):
+        leftover.unlink(missing_ok=True)
+    _print({**report, "weights": str(path)}, as_json, hide=("history", "schedule", "model"))
+
+
+def evaluate(
+    model: Model,
+    data: Data = None,
+    weights: Weights = None,
+    split: SplitOption = "test",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a network: accuracy, costs, size."""
+    from core.evaluation import evaluate as measure
+
+    _use_threads(threads)
+    bundle, dataset = _load(model, data, weights)
+    result = measure(bundle.module, dataset.split(split), _run())
+    _print(
+        {"model": bundle.architecture.name, "data": dataset.name, "split": split, **_fields(result)}, as_json
+    )
+
+
+def compress(
+    model: Model,
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="Name of a method; its options follow")],
+    data: Data = None,
+    weights: Weights = None,
+    split: SplitOption = "test",
+    seed: Seed = 0,
+    out: OutFolder = None,
+    attribution: Attributions = None,
+    images: Images = None,
+    count: Count = 16,
+    threads: Threads = None,
+    as_json: Json = False,
+    **settings: Any,
+) -> None:
+    """Apply one method; compare before and after."""
+    from core.recipe import COMPRESSORS, Recipe
+
+    _use_threads(threads)
+    step = _read_method(COMPRESSORS, method, _given_if_named(COMPRESSORS, method, settings))
+    recipe = Recipe((step,), seed)
+    _carry_out(_load(model, data, weights), recipe, split, out, attribution, images, count, as_json)
+
+
+def run(
+    model: Model,
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="JSON file with steps and seed")],
+    data: Data = None,
+    weights: Weights = None,
+    split: SplitOption = "test",
+    out: OutFolder = None,
+    attribution: Attributions = None,
+    images: Images = None,
+    count: Count = 16,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Carry out a saved recipe; compare before and after."""
+    _use_threads(threads)
+    steps = _read_recipe(recipe)
+    _carry_out(_load(model, data, weights), steps, split, out, attribution, images, count, as_json)
+
+
+def explain(
+    model: Model,
+    method: Annotated[
+        str | None, typer.Argument(metavar="[METHOD]", help="Method that compresses; its options follow")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A saved recipe instead of METHOD")
+    ] = None,
+    data: Data = None,
+    weights: Weights = None,
+    split: SplitOption = "test",
+    attribution: Attributions = None,
+    images: Images = None,
+    count: Count = 16,
+    target: Annotated[
+        Literal["predicted", "label"],
+        typer.Option(help="Class explained: the original's answer, or the true one"),
+    ] = "predicted",
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the maps into this .npz file")
+    ] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+    **settings: Any,
+) -> None:
+    """Compare where the network looks, before and after."""
+    import numpy as np
+
+    from core.errors import ParameterError
+    from core.recipe import COMPRESSORS, Recipe
+    from core.recipe import compress as carry_out
+
+    _use_threads(threads)
+    if (method is None) == (recipe is None):
+        raise ParameterError("explain: name either a METHOD or a --recipe, to have a network to compare with")
+    if method is not None:
+        steps = Recipe(
+            (_read_method(COMPRESSORS, method, _given_if_named(COMPRESSORS, method, settings)),), seed
+        )
+    else:
+        steps = _read_recipe(recipe)
+    bundle, dataset = _load(model, data, weights)
+    pictures = dataset.split(split)
+    chosen = _choose(images, count, pictures)
+    methods = _attributions(attribution)
+    progress = _run()
+    compressed = carry_out(bundle.module, _setting(bundle, dataset), steps, progress).model
+    looked = _look(bundle.module, compressed, pictures, chosen, methods, target, steps.seed, progress)
+    if out is not None:
+        path = out if out.suffix == ".npz" else out / "maps.npz"
+        _make_folder(path.parent)
+        np.savez_compressed(path, **looked.maps)
+    report = {
+        "model": bundle.architecture.name,
+        "data": dataset.name,
+        "split": split,
+        "n": len(chosen),
+        "images": chosen,
+        "target": target,
+        "recipe": json.loads(steps.to_json()),
+        "agreement": looked.agreement,
+    }
+    if as_json:
+        return _print_json(report)
+    print(
+        f"{bundle.architecture.name} on {dataset.name}, {split}, n = {len(chosen)} pictures; target: {target}"
+    )
+    return _print_agreement(looked.agreement)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_,
+    "download": download,
+    "train": train,
+    "evaluate": evaluate,
+    "compress": compress,
+    "run": run,
+    "explain": explain,
+}
+
+
+# ------------------------------------------------------------------------- what the commands share
+
+
+def _load(model: str, data: str | None, weights: Path | None) -> "tuple[ModelBundle, DatasetBundle]":
+    """The network, and the data it is to be measured on."""
+    from core.bundles import MODELS
+    from core.weights import load_dataset, load_model
+
+    dataset = None if data is None else load_dataset(_read_data(data))
+    bundle = load_model(_read_method(MODELS, model), None if dataset is None else dataset.name, weights)
+    return bundle, dataset or load_dataset(bundle.dataset)
+
+
+def _setting(bundle: "ModelBundle", dataset: "DatasetBundle") -> Any:
+    from core.bundles import Setting
+
+    return Setting(dataset.train, dataset.validation, bundle.module)
+
+
+def _carry_out(
+    loaded: "tuple[ModelBundle, DatasetBundle]",
+    recipe: "Recipe",
+    split: str,
+    out: Path | None,
+    attribution: list[str] | None,
+    images: str | None,
+    count: int,
+    as_json: bool,
+) -> None:
+    """Compress, measure before and after on the same pictures, report, and write with `out`."""
+    from core.evaluation import change, logits
+    from core.evaluation import evaluate as measure
+    from core.recipe import compress as carry_out
+    from core.weights import save_model
+
+    bundle, dataset = loaded
+    pictures = dataset.split(split)
+    methods = _attributions(attribution) if attribution else {}
+    chosen = _choose(images, count, pictures) if methods else []
+    if out is not None:
+        _make_folder(out)
+    progress = _run()
+    started = time.monotonic()
+    compressed = carry_out(bundle.module, _setting(bundle, dataset), recipe, progress).model
+    seconds = time.monotonic() - started
+    before, after = measure(bundle.module, pictures, progress), measure(compressed, pictures, progress)
+    moved = change(*(logits(m, pictures, progress) for m in (bundle.module, compressed)), pictures.labels)
+    report = {
+        "model": bundle.architecture.name,
+        "data": dataset.name,
+        "split": split,
+        "recipe": json.loads(recipe.to_json()),
+        "before": _fields(before),
+        "after": _fields(after),
+        "difference": moved.difference,
+        "interval": moved.interval,
+        "gained": len(moved.gained),
+        "lost": len(moved.lost),
+        "gained_images": moved.gained.tolist(),
+        "lost_images": moved.lost.tolist(),
+        "history": progress.records,
+        "seconds": round(seconds, 2),
+    }
+    if methods:
+        looked = _look(
+            bundle.module, compressed, pictures, chosen, methods, "predicted", recipe.seed, progress
+        )
+        report["agreement"] = looked.agreement
+    if out is not None:
+        provenance = bundle.provenance | {"compressed_by": report["recipe"]}
+        save_model(compressed, out / "model.safetensors", bundle.architecture, bundle.dataset, provenance)
+        (out / "recipe.json").write_text(recipe.to_json() + "\n")
+        (out / "report.json").write_text(_to_json(report) + "\n")
+    if as_json:
+        return _print_json(report)
+    print(f"{report['model']} on {report['data']}, {split}, n = {before.n}")
+    for name, metric in before.metrics().items():
+        old, new = (f"{getattr(e, name):{metric.format}}" for e in (before, after))
+        print(f"  {metric.label:24} {old:>14} -> {new}")
+    print(f"  {'Pictures gained, lost':24} {report['gained']:>14}, {report['lost']}")
+    low, high = moved.interval
+    print(
+        f"  {'Change of accuracy':24} {100 * moved.difference:>+14.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
+    )
+    return _print_agreement(report.get("agreement", {}))
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """Attribution maps of two networks on the same pictures, and how far they agree."""
+
+    agreement: dict[str, dict[str, Any]]  # attribution method -> mean and per image
+    maps: dict[str, Any]  # array name -> array, as written to .npz
+
+
+def _look(
+    before: Any,
+    after: Any,
+    pictures: "Split",
+    chosen: list[int],
+    methods: "dict[str, Method]",
+    target: str,
+    seed: int,
+    progress: "Run",
+) -> _Looked:
+    """Explain `chosen` pictures by both networks, for the same classes."""
+    import torch
+
+    from core.attribution import agreement, explain
+
+    taken = pictures.take(torch.tensor(chosen))
+    with torch.no_grad():
+        targets = before(taken.images).argmax(1) if target == "predicted" else taken.labels
+    agreements: dict[str, dict[str, Any]] = {}
+    maps: dict[str, Any] = {"images": chosen, "labels": taken.labels.numpy(), "targets": targets.numpy()}
+    for name, method in methods.items():
+        pair = [explain(m, method, taken.images, targets, progress, seed=seed) for m in (before, after)]
+        maps[f"{name}.before"], maps[f"{name}.after"] = (m.numpy() for m in pair)
+        agreements[name] = _fields(agreement(*pair))
+    return _Looked(agreements, maps)
+
+
+def _choose(images: str | None, count: int, pictures: "Split") -> list[int]:
+    """Indices of the pictures to explain: those named, else the first `count`."""
+    from core.errors import ParameterError
+
+    if images is None:
+        return list(range(min(count, len(pictures))))
+    try:
+        chosen = [int(part) for part in images.split(",")]
+    except ValueError:
+        raise ParameterError(f"images: must be whole numbers with commas between, got {images!r}") from None
+    for index in chosen:
+        if not 0 <= index < len(pictures):
+            raise ParameterError(f"images: must lie in [0, {len(pictures) - 1}], got {index}")
+    return chosen
+
+
+def _attributions(named: list[str] | None) -> "dict[str, Method]":
+    """Name -> attribution method, integrated gradients unless others are named."""
+    from core.attribution import ATTRIBUTIONS
+
+    methods = [_read_method(ATTRIBUTIONS, text) for text in named or ["integrated-gradients"]]
+    return {method.name: method for method in methods}
+
+
+def _checkpoint(path: Path, asked: dict[str, Any], resume: bool) -> Path:
+    """Where training keeps its state; what is there is gone on with only if asked for alike."""
+    from core.errors import ParameterError
+
+    beside = _settings_file(path)
+    if not resume:
+        path.unlink(missing_ok=True)
+    elif not path.exists():
+        raise ParameterError(f"train: --resume needs the checkpoint of a stopped run, got no file {path}")
+    elif (held := json.loads(beside.read_text())) != asked:
+        differ = ", ".join(key for key in asked if held.get(key) != asked[key])
+        raise ParameterError(
+            f"train: --resume must have the settings of the stopped run, got another {differ}"
+        )
+    beside.write_text(_to_json(asked))
+    return path
+
+
+def _settings_file(checkpoint: Path) -> Path:
+    return checkpoint.with_suffix(".ckpt.json")
+
+
+def _make_folder(path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def _use_threads(count: int | None) -> None:
+    import torch
+
+    if count is not None:
+        torch.set_num_threads(count)
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+
+    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def _registries() -> "dict[str, Registry]":
+    """Kind -> registry: what there is to choose from."""
+    from core.attribution import ATTRIBUTIONS
+    from core.bundles import DATASETS, MODELS
+    from core.criterion import CRITERIA
+    from core.diagnosis import DIAGNOSTICS
+    from core.recipe import COMPRESSORS
+    from core.verification import PROPERTIES
+
+    return {
+        "criteria": CRITERIA,
+        "methods": COMPRESSORS,
+        "attributions": ATTRIBUTIONS,
+        "diagnostics": DIAGNOSTICS,
+        "properties": PROPERTIES,
+        "datasets": DATASETS,
+        "models": MODELS,
+    }
+
+
+# --------------------------------------------------------------------- options from the declarations
+
+
+def _declared_options(command: str, arguments: Sequence[str]) -> "dict[str, tuple[Domain, Any]] | None":
+    """Field -> (domain, default) of what this command line names; None where it names nothing known."""
+    if command in ("compress", "explain"):
+        from core.recipe import COMPRESSORS
+
+        named = [COMPRESSORS[text] for text in arguments if text in COMPRESSORS][:1]
+        return _declarations(named[0]) if named else None
+    if command == "train":
+        from core.bundles import MODELS
+        from core.training import Schedule
+
+        named = [MODELS[text] for text in arguments if text in MODELS][:1]
+        return _declarations(Schedule) | (_declarations(named[0]) if named else {})
+    return {}
+
+
+def _declarations(cls: "type[Method]") -> "dict[str, tuple[Domain, Any]]":
+    return {f.name: (f.metadata["domain"], f.default) for f in fields(cls)}  # type: ignore[arg-type]
+
+
+def _with_options(
+    command: Callable[..., None], declared: "Mapping[str, tuple[Domain, Any]]"
+) -> Callable[..., None]:
+    """`command` with its **settings spelled out, so that typer sees an option per declaration."""
+    own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    options = [_option(name, domain, default) for name, (domain, default) in declared.items()]
+
+    def wrapped(**values: Any) -> None:
+        command(**values)
+
+    wrapped.__doc__ = command.__doc__
+    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    wrapped.__signature__ = inspect.Signature(keyword + options)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in keyword + options}
+    return wrapped
+
+
+def _option(name: str, domain: "Domain", default: Any) -> inspect.Parameter:
+    """One declared hyper-parameter as an option; None where the shell does not name it."""
+    from core.method import Choice, Flag, Nested, Number, PerLayer
+
+    flag, kind = _flag_name(name), str
+    note = f"{domain.help} (default {default})"
+    match domain:
+        case Number(low=low, high=high):
+            metavar = f"{low:g}..{high:g}"
+        case Choice(options=options):
+            metavar = "|".join(options)
+        case Flag():
+            flag, kind, metavar = f"{flag}/--no-{flag[2:]}", bool, None
+        case Nested():
+            metavar = "NAME|JSON"
+        case PerLayer(low=low, high=high):
+            kind, metavar, note = list[str], "LAYER=NUMBER", f"{domain.help}; may be repeated"
+    annotation = Annotated[kind | None, typer.Option(flag, metavar=metavar, help=note)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _given(cls: "type[Method]", settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters of `cls` among `settings` that the shell named, as Python values."""
+    domains = cls.domains()
+    return {n: _read_value(domains[n], v) for n, v in settings.items() if n in domains and v is not None}
+
+
+def _given_if_named(registry: "Registry", text: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return _given(registry[text], settings) if text in registry else {}
+
+
+def _read_value(domain: "Domain", value: Any) -> Any:
+    """What the shell says, as the domain expects it; nonsense is left for the domain to refuse."""
+    from core.errors import ParameterError
+    from core.method import Nested, Number, PerLayer
+
+    match domain:
+        case Number():
+            return _read_number(value)
+        case Nested(registry=registry):
+            return _read_method(registry, value)
+        case PerLayer():
+            pairs = [pair.partition("=") for text in value for pair in text.split(",")]
+            for layer, equals, number in pairs:
+                if not equals or not layer:
+                    raise ParameterError(f"layers: must be LAYER=NUMBER, got {layer + equals + number!r}")
+            return {layer: _read_number(number) for layer, _, number in pairs}
+    return value
+
+
+def _read_number(text: str) -> Any:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _read_method(registry: "Registry", text: str, values: Mapping[str, Any] | None = None) -> Any:
+    """A method of `registry` from its name, with `values`, or from its JSON form."""
+    from core.errors import ParameterError
+    from core.method import from_dict
+
+    if not text.lstrip().startswith("{"):
+        return registry[text](**values or {})
+    try:
+        return from_dict(registry, json.loads(text))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ParameterError(f"{registry.kind}: must be a name or JSON, got {text!r} ({error})") from None
+
+
+def _read_data(text: str) -> Any:
+    from core.bundles import DATASETS
+
+    return _read_method(DATASETS, text)
+
+
+def _read_recipe(path: Path) -> "Recipe":
+    from core.errors import RecipeError
+    from core.recipe import Recipe
+
+    try:
+        return Recipe.from_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise RecipeError(f"recipe: must be a JSON file, got {path}, which is no text") from None
+
+
+def _describe(cls: "type[Method]") -> dict[str, Any]:
+    """What `list --json` says of one class."""
+    parameters = []
+    for name, (domain, default) in _declarations(cls).items():
+        held = {f.name: getattr(domain, f.name) for f in fields(domain)}
+        if "registry" in held:
+            held["options"] = list(held.pop("registry"))
+        kind = type(domain).__name__.lower()
+        parameters.append({"name": name, "default": {} if default == () else default, "kind": kind, **held})
+    return {"name": cls.name, "summary": cls.summary(), "parameters": parameters}
+
+
+def _explain_parameter(parameter: Mapping[str, Any]) -> str:
+    return f"{parameter['help']} (default {parameter['default']})"
+
+
+# ------------------------------------------------------------------------------------------ output
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name."""
+    return {f.name: getattr(value, f.name) for f in fields(value)}
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON has it: tensors and arrays as lists, what is not finite as null."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    match value:
+        case Mapping():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case float() if not math.isfinite(value):
+            return None
+        case None | bool() | int() | float() | str():
+            return value
+    return str(value)
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(_plain(value), indent=2, allow_nan=False)
+
+
+def _print_json(value: Any) -> None:
+    print(_to_json(value))
+
+
+def _print(report: Mapping[str, Any], as_json: bool, hide: Sequence[str] = ()) -> None:
+    """`report` as JSON, or one line per entry for people."""
+    if as_json:
+        return _print_json(report)
+    for name, value in report.items():
+        if name not in hide:
+            print(f"  {name.replace('_', ' '):20} {_in_words(value)}")
+    return None
+
+
+def _in_words(value: Any) -> str:
+    match value:
+        case float():
+            return f"{value:.4f}"
+        case bool() | str():
+            return str(value)
+        case int():
+            return f"{value:,}"
+        case list() | tuple():
+            return "[" + ", ".join(_in_words(item) for item in value) + "]"
+    return str(value)
+
+
+def _print_agreement(agreement: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, measured in agreement.items():
+        means = (f"{key} {value:.3f}" for key, value in measured["mean"].items() if value is not None)
+        print(f"  {name:24} agreement: {', '.join(means)}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _run() -> "Run":
+    """A run that tells stderr how far it is: a moving line in a terminal, a line at times in a file."""
+    from core.run import Run
+
+    progress = Run()
+    said = {"rows": 0, "time": time.monotonic(), "message": ""}
+    terminal = sys.stderr.isatty()
+
+    def tell(state: Any) -> None:
+        for row in progress.records[said["rows"] :]:
+            line = "  ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in row.items())
+            _say(("\r\033[K" if terminal else "") + line)
+        said["rows"] = len(progress.records)
+        now = time.monotonic()
+        if now - said["time"] < (0.1 if terminal else 10) and state.fraction < 1:
+            return
+        said["time"] = now
+        line = f"{state.fraction:4.0%} {state.message}"
+        if terminal:
+            print(f"\r\033[K{line}", end="\n" if state.fraction == 1 else "", file=sys.stderr, flush=True)
+        elif line != said["message"]:
+            said["message"] = line
+            _say(line)
+
+    progress.on_progress = tell
+    return progress
+
+
+# -------------------------------------------------------------------------------------------- main
+
+
+def _application(arguments: Sequence[str]) -> typer.Typer:
+    """The commands; the one that `arguments` ask for has its declared options too."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, help=(__doc__ or "").split("\n\n")[0])
+    app.callback()(lambda: None)
+    asked = next((a for a in arguments if not a.startswith("-")), None)
+    for name, command in COMMANDS.items():
+        takes_settings = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(command).parameters.values())
+        lenient = {}
+        if takes_settings:
+            declared = _declared_options(name, arguments) if name == asked else {}
+            if declared is None:  # an unknown method: let the command say so, not an option it lacks
+                lenient, declared = {"ignore_unknown_options": True, "allow_extra_args": True}, {}
+            command = _with_options(command, declared)
+        app.command(name, context_settings=lenient)(command)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. 0: done; 2: the request cannot be carried out, and why; 130: Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    from core.errors import UserError
+
+    try:
+        code = _application(arguments)(arguments, prog_name="cli.py", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `cli.py list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except UserError as error:
+        _say(f"error: {error}")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _say(f"error: {error.filename}: {error.strerror}")
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's way to say that the command line is wrong
+            raise
+        _say(f"error: {error.format_message()}")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
