@@ -1,0 +1,31 @@
+"""Guided backpropagation."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from core.attribution import ATTRIBUTIONS, AttributionMethod
+from core.preparation import require_own_relus, require_relu_rules
+from core.run import Run
+
+
+@ATTRIBUTIONS.register
+@dataclass(frozen=True)
+class GuidedBackprop(AttributionMethod):
+    """The gradient, with negative values cut off at every ReLU on the way back.
+
+    Sharp pictures, but they depend little on the later layers: compare with the random floor.
+
+    Source: Springenberg et al., "Striving for Simplicity: The All Convolutional Net", ICLR workshop
+    2015, arXiv:1412.6806, section 3.4.
+    """
+
+    name: ClassVar[str] = "guided-backprop"
+
+    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor, run: Run) -> Tensor:
+        from captum.attr import GuidedBackprop as Captum
+
+        require_relu_rules(self.name, model)
+        require_own_relus(self.name, model, images[:1])
+        return Captum(model).attribute(images, target=targets)

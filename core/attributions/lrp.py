@@ -1,0 +1,196 @@
+"""Layer-wise relevance propagation."""
+
+import copy
+import operator
+import weakref
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from core.attribution import ATTRIBUTIONS, AttributionMethod, target_logits
+from core.errors import UnsupportedModelError
+from core.method import choice
+from core.preparation import Ceiling
+from core.run import Run
+
+_LINEAR = (nn.Conv2d, nn.Linear)
+_AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_ACTIVATIONS = (nn.ReLU, Ceiling)
+_PASSING = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d)
+_SUMS = (operator.add, torch.add, "add")
+# Functions that only move, choose or scale by a constant: their gradient moves relevance as it should.
+_MOVING = (torch.flatten, torch.cat, torch.concat, operator.getitem)
+_MOVING += (
+    "flatten",
+    "view",
+    "reshape",
+    "contiguous",
+    "permute",
+    "transpose",
+    "squeeze",
+    "unsqueeze",
+    "chunk",
+    "split",
+)
+_SIZES = (getattr, "size", "dim")
+
+# Prepared network -> its canonical form. Both are lent to one caller at a time (see core.preparation).
+_CANONICAL: weakref.WeakKeyDictionary[nn.Module, fx.GraphModule] = weakref.WeakKeyDictionary()
+
+
+class Sum(nn.Module):
+    """a + b, as a sum over a stacked dimension, so that a relevance rule can be hooked to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from zennit.layer import Sum as ZennitSum
+
+        self.stacked = ZennitSum(dim=-1)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.stacked(torch.stack(torch.broadcast_tensors(a, b), dim=-1))
+
+
+@ATTRIBUTIONS.register
+@dataclass(frozen=True)
+class LRP(AttributionMethod):
+    """Passes the logit back layer by layer, each unit to its inputs in the share they contributed.
+
+    Batch norm is folded into the convolution before it. The last linear layer follows the epsilon
+    rule, all others `rule`; averages and residual sums share in proportion to the summands. Biases get
+    nothing, so relevance adds up to the logit. (With biases, the epsilon rule alone is input x gradient in
+    a ReLU network; without them it divides by sums near zero. Neither is offered.)
+
+    Source: Bach et al., "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise
+    Relevance Propagation", PLoS ONE 2015, equations 58 and 60; Anders et al., "Software for
+    Dataset-wide XAI: From Local Explanations to Global Insights with Zennit, CoRelAy, and ViRelAy",
+    2021, arXiv:2106.13200, for batch norm and residual sums.
+    """
+
+    name: ClassVar[str] = "lrp"
+    complete = "exactly"
+
+    rule: str = choice(
+        "alpha2-beta1",
+        "alpha1-beta0",
+        help="alpha1-beta0 follows positive contributions alone, alpha2-beta1 weighs negative ones too",
+    )
+
+    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor, run: Run) -> Tensor:
+        network = _CANONICAL.get(model)
+        if network is None:
+            network = _CANONICAL[model] = _canonical(self.name, model)
+        images = images.clone().requires_grad_()
+        with _composite(self.rule, network).context(network):
+            logits = network(images)
+            relevance = torch.zeros_like(logits).scatter_(
+                1, targets[:, None], logits.detach().gather(1, targets[:, None])
+            )
+            (maps,) = torch.autograd.grad(logits, images, relevance)
+        return maps
+
+    def promise(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return target_logits(model, images, targets)
+
+
+def _composite(rule: str, network: nn.Module) -> Any:
+    """Zennit's rules for the modules of a canonical network."""
+    from zennit.core import Composite
+    from zennit.layer import Sum as ZennitSum
+    from zennit.rules import AlphaBeta, Epsilon, Norm, Pass
+
+    alpha, beta = (2, 1) if rule == "alpha2-beta1" else (1, 0)
+    last = [m for m in network.modules() if isinstance(m, _LINEAR)][-1:]
+
+    def choose(context: dict, name: str, module: nn.Module) -> Any:
+        if any(module is each for each in last):
+            return Epsilon(1e-6, zero_params="bias")
+        if isinstance(module, _LINEAR):
+            return AlphaBeta(alpha, beta, zero_params="bias")
+        if isinstance(module, (*_AVERAGES, ZennitSum)):
+            return Norm()
+        return Pass() if isinstance(module, _ACTIVATIONS) else None
+
+    return Composite(choose)
+
+
+def _canonical(who: str, model: nn.Module) -> fx.GraphModule:
+    """A copy of the prepared `model` with batch norm folded and every sum a module.
+
+    Raises:
+        UnsupportedModelError: it has something for which there is no relevance rule here.
+    """
+    if not isinstance(model, fx.GraphModule):
+        raise UnsupportedModelError(
+            f"{who}: the network's code cannot be traced, so its sums cannot be given rules"
+        )
+    network = copy.deepcopy(model)
+    _fold_batch_norms(network)
+    signals = _signals(network.graph)
+    for node in list(network.graph.nodes):
+        if node not in signals or node.op in ("placeholder", "output"):
+            continue
+        if node.target in _SUMS and sum(argument in signals for argument in node.args) == 2:
+            _make_sum(network, node)
+        elif (problem := _problem(network, node, signals)) is not None:
+            raise UnsupportedModelError(
+                f"{who}: there is no relevance rule for {problem}, which this network has"
+            )
+    network.recompile()
+    return network
+
+
+def _fold_batch_norms(network: fx.GraphModule) -> None:
+    for node in list(network.graph.nodes):
+        if node.op != "call_module" or not isinstance(network.get_submodule(node.target), nn.BatchNorm2d):
+            continue
+        before = node.args[0]
+        if before.op == "call_module" and len(before.users) == 1:
+            convolution = network.get_submodule(before.target)
+            if isinstance(convolution, nn.Conv2d):
+                norm = network.get_submodule(node.target)
+                network.set_submodule(before.target, fuse_conv_bn_eval(convolution, norm))
+                node.replace_all_uses_with(before)
+                network.graph.erase_node(node)
+
+
+def _signals(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose values, not only whose shapes, depend on the picture."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        depends = any(source in found for source in node.all_input_nodes)
+        if node.op == "placeholder" or (
+            depends and node.target not in _SIZES and not _only_dtype(node, found)
+        ):
+            found.add(node)
+    return found
+
+
+def _only_dtype(node: fx.Node, signals: set[fx.Node]) -> bool:
+    """A constant that is converted to the type of the signal stays a constant."""
+    return node.target == "to" and node.args[0] not in signals
+
+
+def _make_sum(network: fx.GraphModule, node: fx.Node) -> None:
+    name = f"sum_{node.name}"
+    network.add_submodule(name, Sum())
+    with network.graph.inserting_after(node):
+        call = network.graph.call_module(name, node.args[:2])
+    node.replace_all_uses_with(call)
+    network.graph.erase_node(node)
+
+
+def _problem(network: fx.GraphModule, node: fx.Node, signals: set[fx.Node]) -> str | None:
+    """What stands in the way at `node`, in a word."""
+    if node.op == "call_module":
+        module = network.get_submodule(node.target)
+        known = (*_LINEAR, *_AVERAGES, *_ACTIVATIONS, *_PASSING)
+        fine = isinstance(module, known) or type(module) is nn.Sequential
+        return None if fine else type(module).__name__
+    scaled = node.target in (operator.mul, torch.mul, "mul") and len(signals & set(node.all_input_nodes)) == 1
+    if node.target in _MOVING or node.target in _SUMS or scaled:
+        return None
+    return getattr(node.target, "__name__", str(node.target))
