@@ -1,6 +1,7 @@
 """Links, history, forms, pictures and charts: what a person sees, computed without a browser."""
 
 import io
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from PIL import Image
 
+from core.agreement import State, is_dead
 from core.criterion import CRITERIA
 from core.errors import UserError
 from core.recipe import COMPRESSORS
@@ -22,6 +24,7 @@ NOUNS = some.builds(
     plan=TEXTS,
     image=some.integers(0, 2**31 - 1),
     attribution=TEXTS,
+    target=TEXTS,
     seed=some.integers(0, 2**31 - 1),
 )
 
@@ -51,7 +54,9 @@ def test_garbled_or_endless_text_gives_the_default_and_is_named(text):
     assert "plan" in problems[0]
 
 
-@given(some.dictionaries(some.sampled_from(["m", "plan", "img", "attr", "seed", "zzz"]), some.text(max_size=80)))
+@given(
+    some.dictionaries(some.sampled_from(["m", "plan", "img", "attr", "seed", "zzz"]), some.text(max_size=80))
+)
 def test_no_query_whatever_raises(query):
     nouns, _ = from_query(query)
     assert from_query(to_query(nouns))[0] == nouns
@@ -65,7 +70,9 @@ def test_a_method_travels_with_what_differs_from_its_defaults_only():
     assert "scope" not in method_to_text(changed)
 
 
-@pytest.mark.parametrize("text", ["", "nothing", "magnitude{", "magnitude{]", 'magnitude{"depth":3}', "magnitude[1]"])
+@pytest.mark.parametrize(
+    "text", ["", "nothing", "magnitude{", "magnitude{]", 'magnitude{"depth":3}', "magnitude[1]"]
+)
 def test_a_garbled_method_is_a_user_error(text):
     with pytest.raises(UserError):
         method_from_text(text, CRITERIA)
@@ -162,23 +169,6 @@ def test_grey_pictures_get_three_channels_and_colour_keeps_its_order():
     assert pictures.picture(colour)[0, 0].tolist() == [255, 0, 0]
 
 
-@pytest.mark.parametrize(
-    ("values", "title"),
-    [
-        (np.zeros((4, 4)), "All zero"),
-        (np.full((4, 4), 0.5), "Constant"),
-        (np.full((4, 4), np.nan), "Not a number"),
-        (np.array([[1.0, np.inf]]), "Not a number"),
-    ],
-)
-def test_a_map_without_content_is_named_instead_of_drawn(values, title):
-    found = pictures.dead(values)
-    assert found is not None
-    assert found.title == title
-
-
-def test_a_map_with_content_is_drawn_even_when_it_only_speaks_against_the_class():
-    values = -np.abs(np.random.default_rng(0).normal(size=(4, 4)))
-    assert pictures.dead(values) is None
-    assert pictures.against(values)
-    assert not pictures.against(-values)
+def test_every_state_of_a_map_without_pattern_has_a_panel_and_no_other_has():
+    for name in get_args(State):
+        assert is_dead(name) == (name in pictures.PANELS)

@@ -6,7 +6,6 @@ A map here is (H, W) float, the attributions of one picture summed over its chan
 
 import base64
 import io
-from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
@@ -56,7 +55,9 @@ def signed(values: np.ndarray, end: float, palette: Palette = "RdBu_r") -> np.nd
 
 def magnitude(values: np.ndarray, end: float) -> np.ndarray:
     """|map| in cividis, (H, W, 3): 0 the first colour, `end` and above the last."""
-    scaled = np.clip(np.abs(np.nan_to_num(values)) / end, 0, 1) if end > 0 else np.zeros_like(values, dtype=float)
+    scaled = (
+        np.clip(np.abs(np.nan_to_num(values)) / end, 0, 1) if end > 0 else np.zeros_like(values, dtype=float)
+    )
     return colours("Cividis")[np.rint(scaled * 255).astype(int)]
 
 
@@ -91,25 +92,8 @@ def source(drawn: np.ndarray, side: int = SIDE) -> str:
     return "data:image/png;base64," + base64.b64encode(png(enlarge(drawn, side))).decode()
 
 
-@dataclass(frozen=True)
-class Dead:
-    """A map that has nothing to draw, and what that means."""
-
-    title: str
-    sentence: str
-
-
-def dead(values: np.ndarray, of: str = "The network") -> Dead | None:
-    """Why this map must not be drawn as if it said something; None where it does."""
-    if not np.isfinite(values).all():
-        return Dead("Not a number", f"{of} produces values that are no numbers here, so there is no map.")
-    if not values.any():
-        return Dead("All zero", f"{of} does not react to this picture: every attribution is exactly zero.")
-    if np.ptp(values) == 0:
-        return Dead("Constant", f"Every pixel has the same attribution ({values.flat[0]:.3g}): no pixel stands out.")
-    return None
-
-
-def against(values: np.ndarray) -> bool:
-    """The map holds evidence against the class only."""
-    return bool(np.isfinite(values).all() and values.any() and (values <= 0).all())
+PANELS: dict[str, tuple[str, str]] = {
+    "zero": ("All zero", "{who} does not react here: every attribution is exactly zero."),
+    "constant": ("Constant", "Every pixel of {who} has the same attribution: none stands out."),
+    "not finite": ("Not a number", "{who} computes values that are no numbers here, so there is no map."),
+}  # state of a map (core.agreement.state) that has nothing to draw -> heading and sentence

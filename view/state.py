@@ -103,5 +103,7 @@ def synchronise(query: Mapping[str, str]) -> dict[str, str] | None:
             held.history.record(nouns)
         held.written = query
         if problems:
-            held.notice = f"This link could not be read in full ({', '.join(problems)}); the rest is as it was sent."
+            held.notice = (
+                f"This link could not be read in full ({', '.join(problems)}); the rest is as it was sent."
+            )
     return None

@@ -17,7 +17,14 @@ from core.registry import Registry
 LONGEST = 2000  # characters of one parameter; browsers and proxies take links of about 8,000
 HIGHEST = 2**31 - 1
 
-NAMES = {"model": "m", "plan": "plan", "image": "img", "attribution": "attr", "seed": "seed"}
+NAMES = {
+    "model": "m",
+    "plan": "plan",
+    "image": "img",
+    "attribution": "attr",
+    "target": "target",
+    "seed": "seed",
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Nouns:
     plan: str = ""
     image: int = 0  # position in the data set's test part
     attribution: str = ""
+    target: str = ""  # which class is explained: "" what the original says
     seed: int = 0
 
 

@@ -1,0 +1,9 @@
+"""Start."""
+
+from view import frame
+
+frame.require()
+
+import streamlit as st
+
+st.title("start")

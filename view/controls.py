@@ -1,0 +1,137 @@
+"""What a person moves on the Prune page: question, criterion, presets, locks and sliders."""
+
+from dataclasses import replace
+
+import streamlit as st
+
+from core.criterion import CRITERIA
+from core.errors import UserError
+from core.plan import PRESETS, QUESTIONS, Plan
+from core.whatif import Slider
+from view import forms
+from view import state as states
+from view.engine import Scene
+
+
+def save(scene: Scene, plan: Plan) -> None:
+    """Make `plan` the present one."""
+    states.change(plan=plan.to_text(scene.whatif.sliders), model=scene.key)
+
+
+def current(scene: Scene) -> Plan:
+    """The plan as it is now: callbacks of one run may have changed it since `scene` was made."""
+    text = states.state().nouns.plan
+    return Plan.from_text(text, scene.whatif.sliders) if text else Plan()
+
+
+def question(scene: Scene) -> None:
+    """What a slider means, and which criterion says what goes first."""
+    asks, first = st.columns(2)
+    forms.held("question", scene.plan.question)
+    asks.selectbox(
+        "A slider means",
+        list(QUESTIONS),
+        format_func=lambda name: QUESTIONS[name].label,
+        key="question",
+        on_change=lambda: _ask(scene, st.session_state["question"]),
+    )
+    names = [
+        name for name in CRITERIA if scene.plan.question != "weights" or CRITERIA[name].grain == "weight"
+    ]
+    forms.held("criterion", scene.plan.criterion.name)
+    first.selectbox(
+        "Lowest goes first",
+        names,
+        format_func=lambda name: CRITERIA[name].label(),
+        key="criterion",
+        on_change=lambda: save(
+            scene, replace(current(scene), criterion=CRITERIA[st.session_state["criterion"]]())
+        ),
+        help=scene.plan.criterion.summary(),
+    )
+    st.caption(QUESTIONS[scene.plan.question].help + ".")
+
+
+def _ask(scene: Scene, asked: str) -> None:
+    """Another question: the sliders that both have keep their place."""
+    plan, names = current(scene), {slider.name for slider in scene.whatif.sliders(asked)}
+    kept = tuple((name, level) for name, level in plan.sparsities if name in names)
+    fits = asked != "weights" or plan.criterion.grain == "weight"
+    save(scene, Plan(asked, plan.criterion if fits else None, kept))
+
+
+def presets(scene: Scene) -> None:
+    """Whole plans at one press; locked sliders stay where they are."""
+    with st.container(horizontal=True, gap="small", vertical_alignment="bottom", key="presets"):
+        for name, chosen in PRESETS.items():
+            st.button(
+                chosen.label, key=f"preset.{name}", help=chosen.help, on_click=_preset, args=(scene, name)
+            )
+        forms.held("amount", states.state().amount)
+        st.slider(
+            "Sparsity of presets", 5, 95, step=5, format="%d %%", key="amount", on_change=_amount, width=190
+        )
+        with st.popover(f"Locks ({len(states.state().locked)})", icon=":material/lock:"):
+            locks(scene)
+
+
+def _amount() -> None:
+    states.act()
+    states.state().amount = st.session_state["amount"]
+
+
+def _preset(scene: Scene, name: str) -> None:
+    plan = current(scene)
+    fixed = PRESETS[name].sparsity if name == "break-it" else states.state().amount / 100
+    try:
+        made = scene.whatif.preset(name, plan.question, plan.criterion, fixed)
+    except UserError as error:
+        states.state().notice = str(error)
+        return
+    for slider in scene.sliders:
+        if slider.name in states.state().locked:
+            made = made.with_sparsity(slider.name, plan.sparsity(slider.name))
+    save(scene, made)
+
+
+def locks(scene: Scene) -> None:
+    """Which sliders presets leave alone."""
+    names = [slider.name for slider in scene.sliders]
+    forms.held("locks", [name for name in names if name in states.state().locked])
+    st.multiselect("Locked for presets", names, key="locks", on_change=_lock, placeholder="None")
+
+
+def _lock() -> None:
+    states.act()
+    states.state().locked = frozenset(st.session_state["locks"])
+
+
+def sliders(scene: Scene) -> None:
+    """One slider per layer or group, under the name of its stage."""
+    stage = ""
+    with st.container(height=430, border=True, key="sliders"):
+        for index, slider in enumerate(scene.sliders, start=1):
+            if (head := slider.name.partition(".")[0]) != stage:
+                stage = head
+                st.markdown(f"###### {stage}")
+            _slider(scene, index, slider)
+
+
+def _slider(scene: Scene, index: int, slider: Slider) -> None:
+    key = f"slider.{scene.key}.{scene.plan.question}.{slider.name}"
+    level = scene.plan.sparsity(slider.name)
+    forms.held(key, round(100 * level))
+    single = scene.plan.question == "weights"
+    whole, unit = (slider.weights, "weights") if single else (slider.width, "channels")
+    shared = f" shared by {len(slider.layers)} layers" if len(slider.layers) > 1 else ""
+    locked = " :material/lock:" if slider.name in states.state().locked else ""
+    st.slider(
+        f"**{index}** {slider.name} · {whole - round(level * whole):,} of {whole:,} {unit}{shared}{locked}",
+        0,
+        100,
+        step=1,
+        format="%d %%",
+        key=key,
+        on_change=lambda: save(scene, current(scene).with_sparsity(slider.name, st.session_state[key] / 100)),
+        help="Layers: " + ", ".join(slider.layers) if len(slider.layers) > 1 else None,
+    )

@@ -1,0 +1,139 @@
+"""Widgets drawn from declarations: no page ever names a hyper-parameter.
+
+A form shows a method and hands every change to `save` at once. It reads the method it changes
+through `get` when the change happens, so that two changes in one breath both count.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import streamlit as st
+
+from core.errors import UserError
+from core.method import Choice, Domain, Flag, Method, Nested, Number, PerLayer
+from core.registry import Registry
+from view.state import state
+
+FINEST = 1000  # steps of a slider; beyond that a field to type in is easier to hit
+
+
+def pick(
+    label: str, registry: Registry, get: Callable[[], Method], save: Callable[[Method], None], key: str
+) -> None:
+    """A select box over everything in `registry`; another choice starts at its defaults."""
+    held(key, get().name)
+    st.selectbox(
+        label,
+        list(registry),
+        format_func=lambda name: registry[name].label(),
+        key=key,
+        on_change=lambda: _guarded(save, lambda: registry[st.session_state[key]]()),
+    )
+
+
+def configure(
+    get: Callable[[], Method], save: Callable[[Method], None], key: str, layers: Sequence[str] = ()
+) -> None:
+    """One widget per hyper-parameter of the method `get()`; `layers` are offered for per-layer values."""
+    method = get()
+    for name, domain in method.domains().items():
+        value = getattr(method, name)
+
+        def store(value: Any, name: str = name) -> None:
+            _guarded(save, lambda: replace(get(), **{name: value}))
+
+        widget(
+            _label(name, domain),
+            domain,
+            value,
+            store,
+            key=f"{key}.{method.name}.{name}",
+            get=lambda name=name: getattr(get(), name),
+            layers=layers,
+        )
+
+
+def widget(
+    label: str,
+    domain: Domain,
+    value: Any,
+    store: Callable[[Any], None],
+    key: str,
+    get: Callable[[], Any] | None = None,
+    layers: Sequence[str] = (),
+) -> None:
+    """The widget of one declared value; `store` gets what it was changed to."""
+    if isinstance(domain, Nested):
+        with st.container(border=True):
+            pick(label, domain.registry, get, store, key)
+            configure(get, store, key, layers)
+        return
+    if isinstance(domain, PerLayer):
+        _per_layer(label, domain, dict(value), store, key, layers)
+        return
+    held(key, value)
+    common = {"key": key, "help": domain.help, "on_change": lambda: store(st.session_state[key])}
+    match domain:
+        case Number(scale="log"):
+            st.select_slider(label, log_steps(domain, value), format_func=lambda v: f"{v:g}", **common)
+        case Number(low, high, step) if (high - low) / step <= FINEST:
+            st.slider(label, low, high, step=step, format=_format(step), **common)
+        case Number(low, high, step):
+            st.number_input(label, low, high, step=step, **common)
+        case Choice(options):
+            st.selectbox(label, options, **common)
+        case Flag():
+            st.toggle(label, **common)
+
+
+def log_steps(domain: Number, value: float) -> list[float]:
+    """1, 2, 5, 10 ... within the domain, with its ends and `value`: what a logarithmic slider stops at."""
+    low = domain.low or domain.step
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(domain.high)) + 1)
+    stops = {float(f"{digit}e{decade}") for decade in decades for digit in (1, 2, 5)}
+    kept = {stop for stop in stops if domain.low <= stop <= domain.high} | {domain.low, domain.high, value}
+    return sorted({int(stop) for stop in kept if stop == int(stop)} if domain.whole else map(float, kept))
+
+
+def held(key: str, value: Any) -> None:
+    """Make the widget `key` show `value`, without disturbing one that already does."""
+    if st.session_state.get(key) != value:
+        st.session_state[key] = value
+
+
+def _per_layer(
+    label: str, domain: PerLayer, values: dict[str, float], store: Callable, key: str, layers: Sequence[str]
+) -> None:
+    """Choose layers, then one slider for each."""
+    held(key, list(values))
+
+    def choose() -> None:
+        store({layer: values.get(layer, domain.low) for layer in st.session_state[key]})
+
+    options = list(layers) or list(values)
+    st.multiselect(label, options, key=key, help=domain.help, on_change=choose)
+    entry = Number(domain.low, domain.high, domain.step, f"{domain.help}: this layer")
+    for layer, value in values.items():
+        widget(layer, entry, value, lambda v, layer=layer: store(values | {layer: v}), f"{key}.{layer}")
+
+
+def _guarded(save: Callable[[Any], None], value: Callable[[], Any]) -> None:
+    """Save what `value` makes; where it may not be, say so above the page and change nothing."""
+    try:
+        save(value())
+    except UserError as error:
+        state().acted = True
+        state().notice = str(error)
+
+
+def _label(name: str, domain: Domain) -> str:
+    unit = getattr(domain, "unit", "")
+    label = name.replace("_", " ")
+    return f"{label[0].upper()}{label[1:]}" + f" ({unit})" * bool(unit)
+
+
+def _format(step: float) -> str:
+    """Digits enough to show one step."""
+    return "%d" if isinstance(step, int) else f"%.{max(0, -math.floor(math.log10(step) + 1e-9))}f"

@@ -1,0 +1,167 @@
+"""Attribution maps of both networks for the Attributions page: computed once, remembered, bounded."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import streamlit as st
+import torch
+from torch import Tensor
+
+from core.agreement import Agreement, agreement, noise_ceiling, random_floor
+from core.attribution import ATTRIBUTIONS, AttributionMethod, channel_sum, explain
+from core.errors import UserError
+from core.plan import Plan
+from core.run import Run
+from view import engine
+from view import state as states
+from view.engine import Scene
+from view.url import method_from_text, method_to_text
+
+REMEMBERED = 600  # results of this module, all readers together; a map of 32 x 32 has 12 kB
+DEFAULT = "integrated-gradients"
+TARGETS = {"": "what A says", "label": "the label", "b": "what B says", "own": "A and B: each its own"}
+
+
+@st.cache_resource(show_spinner=False)
+def _memory() -> tuple[OrderedDict[Any, Any], threading.Lock]:
+    return OrderedDict(), threading.Lock()
+
+
+def remember(key: Any, compute: Callable[[], Any]) -> Any:
+    """The result under `key`, computed in one of the places for heavy work unless it is known."""
+    held, lock = _memory()
+    with lock:
+        if key in held:
+            held.move_to_end(key)
+            return held[key]
+    with engine.slot():
+        result = compute()
+    with lock:
+        held[key] = result
+        while len(held) > REMEMBERED:
+            held.popitem(last=False)
+    return result
+
+
+def method() -> AttributionMethod:
+    """The method of the present nouns; the default, and a notice, where they name none."""
+    text = states.state().nouns.attribution
+    try:
+        return method_from_text(text or DEFAULT, ATTRIBUTIONS)
+    except UserError as error:
+        states.state().notice = str(error)
+        states.state().history.now = replace(states.state().nouns, attribution="")
+        st.rerun()
+
+
+def save_method(chosen: AttributionMethod) -> None:
+    states.change(attribution=method_to_text(chosen))
+
+
+def logits(scene: Scene, plan: Plan, places: Sequence[int]) -> Tensor:
+    """(N, K) logits of the compressed network for the test pictures at `places`."""
+
+    def compute() -> Tensor:
+        with torch.inference_mode():
+            return engine.network(scene.key, plan)(_images(scene, places))
+
+    return remember(("logits", scene.key, plan, tuple(places)), compute)
+
+
+def maps(
+    scene: Scene, plan: Plan, chosen: AttributionMethod, places: Sequence[int], targets: Tensor, run: Run
+) -> Tensor:
+    """Signed maps (N, C, H, W) of the network that `plan` makes."""
+    seed = states.state().nouns.seed
+    key = ("maps", scene.key, plan, chosen, tuple(places), tuple(targets.tolist()), seed)
+    network = engine.network(scene.key, plan)
+    return remember(key, lambda: explain(network, chosen, _images(scene, places), targets, run, seed))
+
+
+def bounds(
+    scene: Scene, chosen: AttributionMethod, places: Sequence[int], targets: Tensor, run: Run
+) -> tuple[Agreement, Agreement]:
+    """Random floor and noise ceiling of the original for these pictures."""
+    seed = states.state().nouns.seed
+    key = ("bounds", scene.key, chosen, tuple(places), tuple(targets.tolist()), seed)
+    given = (scene.bundle.module, chosen, _images(scene, places), targets, run, seed)
+    return remember(key, lambda: (random_floor(*given), noise_ceiling(*given)))
+
+
+def _images(scene: Scene, places: Sequence[int]) -> Tensor:
+    return scene.split.take(torch.tensor(list(places))).images
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """One picture, explained in both networks."""
+
+    a: Tensor  # (1, C, H, W)
+    b: Tensor
+    targets: tuple[int, int]  # the explained class in A and in B
+    said: tuple[int, int]  # what they answer
+    sure: tuple[float, float]  # with which probability
+
+    @property
+    def drawn(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both maps summed over their channels, (H, W)."""
+        return channel_sum(self.a)[0].numpy(), channel_sum(self.b)[0].numpy()
+
+    @property
+    def agreement(self) -> Agreement:
+        return agreement(self.a, self.b)
+
+
+def pair(scene: Scene, chosen: AttributionMethod, target: str, run: Run) -> Pair:
+    """The present picture in both networks; `target` is a key of `TARGETS` or a class's position."""
+    place = [scene.image]
+    answers = scene.whatif.original.logits[place], logits(scene, scene.plan, place)
+    said = tuple(int(each.nan_to_num().argmax()) for each in answers)
+    sure = tuple(float(each.softmax(1).max()) for each in answers)
+    targets = _targets(target, said, int(scene.split.labels[scene.image]))
+    a, b = (
+        maps(scene, plan, chosen, place, torch.tensor([wanted]), run)
+        for plan, wanted in zip((Plan(), scene.plan), targets, strict=True)
+    )
+    return Pair(a, b, targets, said, sure)
+
+
+def _targets(target: str, said: tuple[int, int], label: int) -> tuple[int, int]:
+    if target.isdigit():
+        return int(target), int(target)
+    return {"": (said[0], said[0]), "label": (label, label), "b": (said[1], said[1]), "own": said}[target]
+
+
+def scaled(scene: Scene, mean: float) -> Plan:
+    """The present plan with its sliders scaled to an average of `mean`; uniform where all are at zero."""
+    plan, sliders = scene.plan, scene.sliders
+    now = sum(plan.sparsity(slider.name) for slider in sliders) / max(len(sliders), 1)
+    shape = {s.name: plan.sparsity(s.name) / now if now else 1.0 for s in sliders}
+    return replace(plan, sparsities={name: min(mean * share, 0.95) for name, share in shape.items()})
+
+
+def gallery_places(scene: Scene, count: int) -> list[int]:
+    """The first `count` test pictures whose answer the plan does not change."""
+    answer = scene.whatif.exact(scene.plan)
+    moved = set(answer.change.changed.tolist())
+    return [place for place in range(len(scene.split)) if place not in moved][:count]
+
+
+def gallery(
+    scene: Scene, chosen: AttributionMethod, count: int, run: Run
+) -> list[tuple[int, np.ndarray, np.ndarray, float]]:
+    """(place, map in A, map in B, rank correlation) of pictures with the same answer, most different first."""
+    places = gallery_places(scene, count)
+    targets = scene.whatif.original.logits[places].argmax(1)
+    with run.step(0, 2):
+        a = maps(scene, Plan(), chosen, places, targets, run)
+    with run.step(1, 2):
+        b = maps(scene, scene.plan, chosen, places, targets, run)
+    scores = agreement(a, b).spearman.nan_to_num(nan=-1.0)
+    drawn = channel_sum(a).numpy(), channel_sum(b).numpy()
+    order = scores.argsort(stable=True).tolist()
+    return [(places[i], drawn[0][i], drawn[1][i], scores[i].item()) for i in order]
