@@ -21,7 +21,11 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded: idle threads sleep
 
 if TYPE_CHECKING:  # torch takes seconds to load, and `--help` needs none of it
+    from torch import nn
+
+    from core.attribution import AttributionMethod
     from core.bundles import DatasetBundle, ModelBundle, Split
+    from core.evaluation import Evaluation
     from core.method import Domain, Method
     from core.recipe import Recipe
     from core.registry import Registry
@@ -45,7 +49,7 @@ Attributions = Annotated[
     list[str] | None,
     typer.Option("--attribution", metavar="NAME|JSON", help="Attribution method; may be repeated"),
 ]
-Images = Annotated[
+Indices = Annotated[
     str | None, typer.Option(metavar="0,5,7", help="Which pictures are explained; default: the first")
 ]
 Count = Annotated[int, typer.Option(min=1, help="How many pictures are explained")]
@@ -85,17 +89,11 @@ def download(
     as_json: Json = False,
 ) -> None:
     """Fetch a data set; embedded ones are made."""
-    from core.bundles import DATASETS, data_directory
-    from core.errors import DataUnavailableError
+    from core.bundles import DATASETS
 
     source = _read_method(DATASETS, name)
-    if hasattr(source, "download"):
-        _say(f"Fetching {source.name} into {data_directory()}")
-        try:
-            with contextlib.redirect_stdout(sys.stderr):
-                source.download()
-        except (OSError, RuntimeError) as error:
-            raise DataUnavailableError(f"{source.name}: the download failed: {error}") from error
+    with contextlib.redirect_stdout(sys.stderr):  # where torchvision's own messages may go
+        source.download(_run())
     data = source.load()
     sizes = {part: len(data.split(part)) for part in ("train", "validation", "test")}
     report = {
@@ -164,7 +162,7 @@ def train(
         "command": "python cli.py " + " ".join(sys.argv[1:]),
         "epochs": schedule.epochs,
         "split": "test",
-        **_fields(result),
+        **result.to_dict(),
         **_machine(),
         "seconds": round(time.monotonic() - started, 1),
         "history": run.records,
@@ -189,9 +187,11 @@ def evaluate(
     _use_threads(threads)
     bundle, dataset = _load(model, data, weights)
     result = measure(bundle.module, dataset.split(split), _run())
-    _print(
-        {"model": bundle.architecture.name, "data": dataset.name, "split": split, **_fields(result)}, as_json
-    )
+    if as_json:
+        named = {"model": bundle.architecture.name, "data": dataset.name, "split": split}
+        return _print_json(named | result.to_dict())
+    print(f"{bundle.architecture.name} on {dataset.name}, {split}")
+    return _print_table([result])
 
 
 def compress(
@@ -203,7 +203,7 @@ def compress(
     seed: Seed = 0,
     out: OutFolder = None,
     attribution: Attributions = None,
-    images: Images = None,
+    indices: Indices = None,
     count: Count = 16,
     threads: Threads = None,
     as_json: Json = False,
@@ -215,7 +215,7 @@ def compress(
     _use_threads(threads)
     step = _read_method(COMPRESSORS, method, _given_if_named(COMPRESSORS, method, settings))
     recipe = Recipe((step,), seed)
-    _carry_out(_load(model, data, weights), recipe, split, out, attribution, images, count, as_json)
+    _carry_out(_load(model, data, weights), recipe, split, out, attribution, indices, count, as_json)
 
 
 def run(
@@ -226,7 +226,7 @@ def run(
     split: SplitOption = "test",
     out: OutFolder = None,
     attribution: Attributions = None,
-    images: Images = None,
+    indices: Indices = None,
     count: Count = 16,
     threads: Threads = None,
     as_json: Json = False,
@@ -234,7 +234,7 @@ def run(
     """Carry out a saved recipe; compare before and after."""
     _use_threads(threads)
     steps = _read_recipe(recipe)
-    _carry_out(_load(model, data, weights), steps, split, out, attribution, images, count, as_json)
+    _carry_out(_load(model, data, weights), steps, split, out, attribution, indices, count, as_json)
 
 
 def explain(
@@ -249,8 +249,9 @@ def explain(
     weights: Weights = None,
     split: SplitOption = "test",
     attribution: Attributions = None,
-    images: Images = None,
+    indices: Indices = None,
     count: Count = 16,
+    bounds: Annotated[bool, typer.Option(help="Also the noise ceiling and the random floor")] = True,
     target: Annotated[
         Literal["predicted", "label"],
         typer.Option(help="Class explained: the original's answer, or the true one"),
@@ -281,11 +282,11 @@ def explain(
         steps = _read_recipe(recipe)
     bundle, dataset = _load(model, data, weights)
     pictures = dataset.split(split)
-    chosen = _choose(images, count, pictures)
+    chosen = _choose(indices, count, pictures)
     methods = _attributions(attribution)
     progress = _run()
     compressed = carry_out(bundle.module, _setting(bundle, dataset), steps, progress).model
-    looked = _look(bundle.module, compressed, pictures, chosen, methods, target, steps.seed, progress)
+    looked = _look(bundle.module, compressed, pictures, chosen, methods, target, steps.seed, progress, bounds)
     if out is not None:
         path = out if out.suffix == ".npz" else out / "maps.npz"
         _make_folder(path.parent)
@@ -344,7 +345,7 @@ def _carry_out(
     split: str,
     out: Path | None,
     attribution: list[str] | None,
-    images: str | None,
+    indices: str | None,
     count: int,
     as_json: bool,
 ) -> None:
@@ -357,7 +358,7 @@ def _carry_out(
     bundle, dataset = loaded
     pictures = dataset.split(split)
     methods = _attributions(attribution) if attribution else {}
-    chosen = _choose(images, count, pictures) if methods else []
+    chosen = _choose(indices, count, pictures) if methods else []
     if out is not None:
         _make_folder(out)
     progress = _run()
@@ -371,8 +372,8 @@ def _carry_out(
         "data": dataset.name,
         "split": split,
         "recipe": json.loads(recipe.to_json()),
-        "before": _fields(before),
-        "after": _fields(after),
+        "before": before.to_dict(),
+        "after": after.to_dict(),
         "difference": moved.difference,
         "interval": moved.interval,
         "gained": len(moved.gained),
@@ -394,14 +395,12 @@ def _carry_out(
         (out / "report.json").write_text(_to_json(report) + "\n")
     if as_json:
         return _print_json(report)
-    print(f"{report['model']} on {report['data']}, {split}, n = {before.n}")
-    for name, metric in before.metrics().items():
-        old, new = (f"{getattr(e, name):{metric.format}}" for e in (before, after))
-        print(f"  {metric.label:24} {old:>14} -> {new}")
-    print(f"  {'Pictures gained, lost':24} {report['gained']:>14}, {report['lost']}")
-    low, high = moved.interval
+    print(f"{report['model']} on {report['data']}, {split}: before and after")
+    _print_table([before, after])
+    low, high = (f"{100 * end:+.2f}" for end in moved.interval)
+    print(f"  {'Gained, lost':20}{report['gained']:>16,}{report['lost']:>16,}")
     print(
-        f"  {'Change of accuracy':24} {100 * moved.difference:>+14.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
+        f"  {'Change of accuracy':20}{100 * moved.difference:>+16.2f} points, 95 % interval [{low}, {high}]"
     )
     return _print_agreement(report.get("agreement", {}))
 
@@ -410,54 +409,70 @@ def _carry_out(
 class _Looked:
     """Attribution maps of two networks on the same pictures, and how far they agree."""
 
-    agreement: dict[str, dict[str, Any]]  # attribution method -> mean and per image
+    agreement: dict[str, dict[str, Any]]  # attribution method -> means, per image, and their bounds
     maps: dict[str, Any]  # array name -> array, as written to .npz
 
 
 def _look(
-    before: Any,
-    after: Any,
+    before: "nn.Module",
+    after: "nn.Module",
     pictures: "Split",
     chosen: list[int],
-    methods: "dict[str, Method]",
+    methods: "dict[str, AttributionMethod]",
     target: str,
     seed: int,
     progress: "Run",
+    bounds: bool = True,
 ) -> _Looked:
-    """Explain `chosen` pictures by both networks, for the same classes."""
+    """Explain `chosen` pictures by both networks, for the same classes.
+
+    The bounds, in which an agreement is read: the original against itself under noise, and against
+    its architecture with random weights.
+    """
     import torch
 
-    from core.attribution import agreement, explain
+    from core.agreement import agreement, noise_ceiling, random_floor
+    from core.attribution import explain
+    from core.evaluation import logits
 
     taken = pictures.take(torch.tensor(chosen))
-    with torch.no_grad():
-        targets = before(taken.images).argmax(1) if target == "predicted" else taken.labels
+    targets = logits(before, taken).argmax(1) if target == "predicted" else taken.labels
     agreements: dict[str, dict[str, Any]] = {}
     maps: dict[str, Any] = {"images": chosen, "labels": taken.labels.numpy(), "targets": targets.numpy()}
     for name, method in methods.items():
-        pair = [explain(m, method, taken.images, targets, progress, seed=seed) for m in (before, after)]
+        pair = [explain(m, method, taken.images, targets, progress, seed) for m in (before, after)]
         maps[f"{name}.before"], maps[f"{name}.after"] = (m.numpy() for m in pair)
-        agreements[name] = _fields(agreement(*pair))
+        agreed = agreement(*pair)
+        agreements[name] = {
+            "mean": agreed.means(),
+            "compared": agreed.compared,
+            "per_image": {measure: getattr(agreed, measure) for measure in agreed.metrics()},
+            "states": {"before": agreed.before, "after": agreed.after},
+        }
+        if bounds:
+            ends = {"noise_ceiling": noise_ceiling, "random_floor": random_floor}
+            for end, measure in ends.items():
+                agreements[name][end] = measure(before, method, taken.images, targets, progress, seed).means()
     return _Looked(agreements, maps)
 
 
-def _choose(images: str | None, count: int, pictures: "Split") -> list[int]:
-    """Indices of the pictures to explain: those named, else the first `count`."""
+def _choose(indices: str | None, count: int, pictures: "Split") -> list[int]:
+    """Which pictures to explain: those named, else the first `count`."""
     from core.errors import ParameterError
 
-    if images is None:
+    if indices is None:
         return list(range(min(count, len(pictures))))
     try:
-        chosen = [int(part) for part in images.split(",")]
+        chosen = [int(part) for part in indices.split(",")]
     except ValueError:
-        raise ParameterError(f"images: must be whole numbers with commas between, got {images!r}") from None
+        raise ParameterError(f"indices: must be whole numbers with commas between, got {indices!r}") from None
     for index in chosen:
         if not 0 <= index < len(pictures):
-            raise ParameterError(f"images: must lie in [0, {len(pictures) - 1}], got {index}")
+            raise ParameterError(f"indices: must lie in [0, {len(pictures) - 1}], got {index}")
     return chosen
 
 
-def _attributions(named: list[str] | None) -> "dict[str, Method]":
+def _attributions(named: list[str] | None) -> "dict[str, AttributionMethod]":
     """Name -> attribution method, integrated gradients unless others are named."""
     from core.attribution import ATTRIBUTIONS
 
@@ -673,11 +688,6 @@ def _explain_parameter(parameter: Mapping[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------ output
 
 
-def _fields(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass by name."""
-    return {f.name: getattr(value, f.name) for f in fields(value)}
-
-
 def _plain(value: Any) -> Any:
     """`value` as JSON has it: tensors and arrays as lists, what is not finite as null."""
     if hasattr(value, "tolist"):
@@ -725,10 +735,31 @@ def _in_words(value: Any) -> str:
     return str(value)
 
 
+def _print_table(evaluations: "Sequence[Evaluation]") -> None:
+    """One line per metric, one column per network."""
+
+    def show(value: Any, form: str) -> str:
+        return "-".join(f"{end:{form}}" for end in value) if isinstance(value, tuple) else f"{value:{form}}"
+
+    for name, metric in evaluations[0].metrics().items():
+        columns = (f"{show(getattr(e, name), metric.format):>16}" for e in evaluations)
+        print(f"  {metric.label:20}{''.join(columns)} {metric.unit}".rstrip())
+
+
 def _print_agreement(agreement: Mapping[str, Mapping[str, Any]]) -> None:
-    for name, measured in agreement.items():
-        means = (f"{key} {value:.3f}" for key, value in measured["mean"].items() if value is not None)
-        print(f"  {name:24} agreement: {', '.join(means)}")
+    """One line per attribution method and measure, with the bounds that it is read between."""
+    if not agreement:
+        return
+    from core.agreement import Agreement
+
+    for name, found in agreement.items():
+        print(f"  {name}, agreement on {found['compared']} pictures")
+        for measure, metric in Agreement.metrics().items():
+            parts = [f"{metric.label:20}{found['mean'][measure]:>14{metric.format}}"]
+            for end in ("noise_ceiling", "random_floor"):
+                if end in found:
+                    parts.append(f"{end.replace('_', ' ')} {found[end][measure]:{metric.format}}")
+            print("    " + "   ".join(parts))
 
 
 def _say(text: str) -> None:

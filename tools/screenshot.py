@@ -1,0 +1,95 @@
+"""Pictures of the app for README and docs: `python -m tools.screenshot`.
+
+Starts the app on a free port, opens each page in a headless Chromium, waits until it has settled, and
+writes docs/screenshots/NAME.png.
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+from tools.chromium import launch
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "screenshots"
+WIDTH, HEIGHT = 1366, 900  # pixels of the window
+PATIENCE = 180  # seconds
+SETTLED = '[data-testid="stApp"][data-test-script-state="notRunning"]'
+
+# File name -> (address, colour scheme). The plan in the address says what was dragged.
+PICTURES = {
+    "start": ("/", "light"),
+    "prune": ("/prune", "light"),
+    "prune-dark": ("/prune", "dark"),
+    "attributions": ("/attributions", "light"),
+}
+
+
+@contextlib.contextmanager
+def server() -> Iterator[str]:
+    """The app in a process of its own; yields its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless", "true"]
+    process = subprocess.Popen([*command, "--server.port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        _wait(f"{address}/_stcore/health", process)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def _wait(url: str, process: subprocess.Popen) -> None:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise SystemExit(f"the app stopped with exit code {process.returncode}")
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        time.sleep(0.2)
+    raise SystemExit(f"the app did not answer within {PATIENCE} s")
+
+
+def settle(page: Page) -> None:
+    """Wait until the script has run, and stays so for a second."""
+    page.wait_for_selector(SETTLED, timeout=PATIENCE * 1000)
+    quiet = 0
+    while quiet < 5:
+        page.wait_for_timeout(200)
+        quiet = quiet + 1 if page.query_selector(SETTLED) else 0
+
+
+def main(names: list[str]) -> None:
+    """Take the pictures called `names`, or all of them."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    with server() as address, sync_playwright() as playwright:
+        browser = launch(playwright)
+        for name in names or PICTURES:
+            path, scheme = PICTURES[name]
+            page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
+            page.goto(address + path)
+            settle(page)
+            if broken := page.query_selector(
+                '[data-testid="stException"], [data-testid="stAlertContentError"]'
+            ):
+                raise SystemExit(f"{path} shows an error: {broken.inner_text()}")
+            page.screenshot(path=FOLDER / f"{name}.png")
+            page.close()
+            print(FOLDER / f"{name}.png")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
