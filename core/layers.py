@@ -140,9 +140,18 @@ def apply_mask(layer: nn.Module, keep: Tensor, tensor: str = "weight") -> None:
 
 
 def bake(model: nn.Module) -> nn.Module:
-    """Turn every parametrization into plain weights, in place, so the model can be saved and compared."""
-    for layer in model.modules():
+    """Turn every parametrization into plain weights, in place, so the model can be saved and compared.
+
+    Deep copies share the class that carries a parametrization, and `remove_parametrizations` would
+    take it from all of them; here only the layers of `model` change.
+    """
+    for layer in list(model.modules()):
         if parametrize.is_parametrized(layer):
-            for name in list(layer.parametrizations):
-                parametrize.remove_parametrizations(layer, name)
+            values = {name: getattr(layer, name).detach().clone() for name in layer.parametrizations}
+            steps = layer.parametrizations
+            trained = {name: any(p.requires_grad for p in steps[name].parameters()) for name in values}
+            layer.__class__ = type(layer).__bases__[0]
+            del layer.parametrizations
+            for name, value in values.items():
+                setattr(layer, name, nn.Parameter(value, trained[name]))
     return model

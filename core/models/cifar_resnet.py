@@ -3,36 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from core.bundles import MODELS, Architecture
-
-
-class ChannelShortcut(nn.Module):
-    """Skip pixels, and lay the input channels out among zeros: a shortcut without weights.
-
-    Output channel o is input channel `source[o]`, or zeros where `source[o]` is -1; of the pixels
-    every `stride`-th in both directions is taken.
-    """
-
-    def __init__(self, source: Tensor, stride: int) -> None:
-        super().__init__()
-        self.register_buffer("source", source, persistent=False)  # (O,) int64
-        self.stride = stride
-
-    @classmethod
-    def padding(cls, inputs: int, outputs: int, stride: int) -> "ChannelShortcut":
-        """The published form: zero channels added in equal number on both sides."""
-        source = torch.full((outputs,), -1)
-        before = (outputs - inputs) // 2
-        source[before : before + inputs] = torch.arange(inputs)
-        return cls(source, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x[:, :, :: self.stride, :: self.stride]
-        present = (self.source >= 0).view(1, -1, 1, 1)
-        return x[:, self.source.clamp(min=0)] * present.to(x.dtype)
+from core.layers import ChannelShortcut
 
 
 class BasicBlock(nn.Module):
