@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from core.method import Method
 from core.registry import Registry
+from core.run import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +97,29 @@ class DatasetSource(Method):
     """Loads a data set. Its docstring says where the data come from and under which licence."""
 
     def load(self) -> DatasetBundle:
+        """Read the data from this machine; never from the network.
+
+        Raises:
+            DataUnavailableError: they are not here, or cannot be read; the message says what to do.
+        """
         raise NotImplementedError
+
+    def download(self, run: Run) -> None:
+        """Fetch what `load` needs; nothing, for data that come with the program.
+
+        Raises:
+            DataUnavailableError: they cannot be fetched.
+        """
+
+
+class _Hollow(TorchFunctionMode):
+    """Inside, `torch.empty` makes tensors without numbers: so layers make their parameters.
+
+    `torch.device("meta")` would do it for all tensors; some networks compute their widths with those.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}) | ({"device": "meta"} if function is torch.empty else {}))
 
 
 class Architecture(Method):
@@ -104,6 +128,15 @@ class Architecture(Method):
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
         """A fresh network for pictures of `shape` (C, H, W) and `classes` logits."""
         raise NotImplementedError
+
+    def outline(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
+        """The network of `build` with weights that have shapes but no numbers; it costs next to nothing."""
+        with _Hollow():
+            return self.build(shape, classes)
+
+    def tensor_name(self, name: str) -> str | None:
+        """What this network calls the tensor that a published file calls `name`; None: not needed."""
+        return name
 
 
 DATASETS: Registry[type[DatasetSource]] = Registry("core.datasets", "data set")

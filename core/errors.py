@@ -29,5 +29,9 @@ class DataUnavailableError(UserError, OSError):
     """Data that are neither on disk nor, at the moment, to be downloaded."""
 
 
+class PictureError(UserError, ValueError):
+    """A picture, or a collection of labelled pictures, cannot be used."""
+
+
 class TrainingError(UserError, ArithmeticError):
     """Training left the finite numbers; the last good state is kept."""

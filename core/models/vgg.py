@@ -23,7 +23,11 @@ class _Family(Architecture):
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))
                 continue
             outputs = max(1, round(self.width * width))
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+            ]
             inputs = outputs
         network = nn.Sequential()
         network.add_module("features", nn.Sequential(*layers))
