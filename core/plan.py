@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from textwrap import fill
 from typing import Any, Self
 from urllib.parse import quote, unquote
 
@@ -141,10 +142,8 @@ class Plan:
     def _heading(self, bundle: ModelBundle) -> str:
         question = QUESTIONS[self.question]
         table = "\n".join(f"    {name}: {value:.0%}" for name, value in self.sparsities) or "    none"
-        return (
-            f"{question.label}, chosen by {self.criterion.name}, in a trained {bundle.architecture.name}.\n\n"
-            f"{question.help}.\n\nSparsities:\n{table}\n"
-        )
+        title = f"{question.label}, chosen by {self.criterion.name}, in a trained {bundle.architecture.name}."
+        return f"{title}\n\n{fill(question.help, 100)}.\n\nSparsities:\n{table}\n"
 
     def to_text(self, sliders: SlidersOf) -> str:
         """Short text for an address, such as "remove:filter-l2:0x3,.5x6": sparsities in slider order.

@@ -155,6 +155,7 @@ class WhatIf:
 
     def cost(self, plan: Plan) -> Cost:
         """What the compressed network costs, without running it."""
+        plan = plan if plan.sparsities else Plan()  # all questions start from the same network
         found = self._costs.get(plan) or cost_at(self.model(plan), self._positions)
         self._costs.put(plan, found)
         return found

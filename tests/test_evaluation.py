@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 from torch import nn
@@ -158,6 +158,7 @@ def test_an_empty_class_is_listed_with_no_accuracy():
 # intervals
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.data())
 def test_wilson_equals_statsmodels(n, data):
     hits = data.draw(st.integers(0, n))
@@ -191,6 +192,7 @@ def test_paired_interval_is_where_the_score_statistic_is_1_96(gained, lost, n):
         assert abs(gained - lost - n * d) / math.sqrt(variance) == pytest.approx(1.959964, abs=2e-3)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 2000), st.data())
 def test_paired_interval_encloses_the_estimate_and_mirrors_when_the_networks_are_swapped(n, data):
     gained = data.draw(st.integers(0, n))

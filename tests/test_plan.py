@@ -126,6 +126,7 @@ CRITERIA_USED = st.sampled_from(["filter-l1", "filter-l2", "magnitude", "random"
 )
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["remove", "silence", "zero"]),
     CRITERIA_USED | st.integers(1, 10000).map(lambda n: CRITERIA["taylor"](images=n)),
@@ -171,6 +172,7 @@ def test_what_is_no_text_is_refused_too(value):
         Plan.from_text(value, SLIDERS)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60) | st.text(alphabet='removewights:filt-l2taylor~=.,x0159[]{}%"', max_size=60))
 def test_no_text_whatever_raises_anything_else(text):
     for start in ("", "remove:", "remove:filter-l2:", "zero:taylor~", "zero:taylor~images="):
