@@ -59,6 +59,7 @@ MIXERS = (
 )  # a channel's value depends on all channels, or a channel's place changes
 MIXING_STEPS = {
     "BmmBackward0": "a product of activations",
+    "FlipBackward0": "a flip of channels",
     "NativeGroupNormBackward0": "a norm over channels",
     "NativeLayerNormBackward0": "a norm over channels",
     "PermuteBackward0": "a permutation of dimensions",
@@ -182,14 +183,19 @@ def remove_groups(model: nn.Module, masks: Masks, example: Tensor) -> nn.Module:
 
 def mask_groups(model: nn.Module, masks: Masks, example: Tensor) -> None:
     """Hold at zero, in place, what `remove_groups` would take away: the same logits, the old shapes."""
-    for (layer, tensor), keep in tensor_masks(model, masks, example).items():
-        apply_mask(model.get_submodule(layer), keep, tensor)
+    for (name, tensor), keep in tensor_masks(model, masks, example).items():
+        layer = model.get_submodule(name)
+        if isinstance(layer, ChannelShortcut):
+            layer.source = _blank(layer.source, keep)
+        else:
+            apply_mask(layer, keep, tensor)
 
 
 def tensor_masks(model: nn.Module, masks: Masks, example: Tensor) -> dict[tuple[str, str], Tensor]:
     """(layer, tensor) -> what stays when the units that are False in `masks` go.
 
-    The masks are shaped so that they broadcast against the tensor: (O, I, 1, 1), (O, 1) or (O,).
+    The masks are shaped so that they broadcast against the tensor: (O, I, 1, 1), (O, 1) or (O,). A
+    shortcut without weights has its `source` among them: -1, a channel of zeros, where False.
     """
     return _tensor_masks(model, _gone(require_groups(groups(model, example), masks), masks))
 
@@ -352,7 +358,11 @@ def _tensor_masks(model: nn.Module, gone: Mapping[tuple[str, str], Tensor]) -> d
 
     for (name, side), channels in gone.items():
         layer = model.get_submodule(name)
-        if side == "out" and isinstance(
+        if side == "out" and isinstance(layer, ChannelShortcut):
+            keep = torch.ones(len(layer.source), dtype=torch.bool)
+            keep[channels] = False
+            cut(name, "source", keep)
+        elif side == "out" and isinstance(
             layer, (*PRUNABLE, _BatchNorm, nn.modules.instancenorm._InstanceNorm)
         ):
             keep = torch.ones(_width(layer), dtype=torch.bool)
@@ -366,6 +376,11 @@ def _tensor_masks(model: nn.Module, gone: Mapping[tuple[str, str], Tensor]) -> d
             keep[channels % columns] = False
             cut(name, "weight", keep.view(1, -1, *[1] * (layer.weight.dim() - 2)))
     return masks
+
+
+def _blank(value: Tensor, keep: Tensor) -> Tensor:
+    """`value` with nothing where `keep` is False: zeros, or in a shortcut's source -1."""
+    return torch.where(keep, value, torch.tensor(0 if value.is_floating_point() else -1).to(value))
 
 
 def _width(layer: nn.Module) -> int:
@@ -717,21 +732,19 @@ class _Ties:
 
 
 def _prove(network: nn.Module, example: Tensor, found: tuple[Group, ...]) -> None:
-    """Check on random weights that masking half of every group and removing it agree; spoils `network`.
+    """Check on random weights that masking and removing half of every group agree; spoils `network`.
 
     Raises:
         UnsupportedModelError: they do not, so an operation was not understood.
     """
-    masks = {
-        group.name: torch.arange(group.width) % 2 == group.width % 2 for group in found if group.width > 1
-    }
-    gone = _gone({group.name: group for group in found if group.name in masks}, masks)
     random = torch.Generator().manual_seed(0)
+    masks = {group.name: torch.randperm(group.width, generator=random) >= group.width // 2 for group in found}
+    gone = _gone({group.name: group for group in found}, masks)
     _randomise(network, random)
     images = torch.randn(2, *example.shape[1:], generator=random).to(example.device)
     with torch.no_grad():
         masked = {
-            f"{layer}.{tensor}": getattr(network.get_submodule(layer), tensor) * keep
+            f"{layer}.{tensor}": _blank(getattr(network.get_submodule(layer), tensor), keep)
             for (layer, tensor), keep in _tensor_masks(network, gone).items()
         }
         try:
