@@ -11,7 +11,7 @@ BIN   := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 UV    ?= $(shell command -v uv 2>/dev/null)
-PIP   := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install)
+PIP   := $(if $(UV),$(UV) pip install --compile-bytecode --python $(BIN)/python,$(BIN)/python -m pip install)
 
 .PHONY: run install test lint
 

@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,9 @@ if TYPE_CHECKING:  # torch takes seconds to load, and `--help` needs none of it
 
 SplitName = Literal["train", "validation", "test"]
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model, or its JSON form")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Name, as in resnet20 or mlp:hidden=16, or JSON form")
+]
 Data = Annotated[
     str | None, typer.Option(metavar="NAME|JSON", help="Data set; default: what the weights were trained on")
 ]
@@ -119,7 +122,6 @@ def train(
     **settings: Any,
 ) -> None:
     """Train a network; write its weights and how they were made."""
-    from core.bundles import MODELS
     from core.evaluation import evaluate as measure
     from core.run import seeded
     from core.training import Schedule, classification_loss, fit
@@ -127,7 +129,9 @@ def train(
 
     _use_threads(threads)
     schedule = Schedule(**_given(Schedule, settings))
-    architecture = _read_method(MODELS, model, _given_if_named(MODELS, model, settings))
+    architecture = _read_model(model)
+    if given := _given(type(architecture), settings):
+        architecture = type(architecture).from_dict(architecture.to_dict() | given)
     bundle = load_dataset(_read_data(data))
     _make_folder(out)
     path = out / f"{architecture.name}--{bundle.name}.safetensors"
@@ -139,7 +143,6 @@ def train(
     }
     checkpoint = _checkpoint(path.with_suffix(".ckpt"), asked, resume)
     run = _run()
-    started = time.monotonic()
     with seeded(seed):
         network = architecture.build(bundle.shape, len(bundle.classes))
         loss = classification_loss(schedule.label_smoothing)
@@ -159,15 +162,14 @@ def train(
     result = measure(network, bundle.test)
     report = {
         **asked,
-        "command": "python cli.py " + " ".join(sys.argv[1:]),
+        "command": shlex.join(["python", "cli.py", *(word for word in sys.argv[1:] if word != "--resume")]),
         "epochs": schedule.epochs,
         "split": "test",
         **result.to_dict(),
         **_machine(),
-        "seconds": round(time.monotonic() - started, 1),
         "history": run.records,
     }
-    save_model(network, path, architecture, bundle.name, _plain(report))
+    save_model(network, path, architecture, bundle, _plain(report))
     for leftover in (checkpoint, _settings_file(checkpoint)):
         leftover.unlink(missing_ok=True)
     _print({**report, "weights": str(path)}, as_json, hide=("history", "schedule", "model"))
@@ -325,11 +327,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def _load(model: str, data: str | None, weights: Path | None) -> "tuple[ModelBundle, DatasetBundle]":
     """The network, and the data it is to be measured on."""
-    from core.bundles import MODELS
     from core.weights import load_dataset, load_model
 
     dataset = None if data is None else load_dataset(_read_data(data))
-    bundle = load_model(_read_method(MODELS, model), None if dataset is None else dataset.name, weights)
+    bundle = load_model(_read_model(model, by_name=True), None if dataset is None else dataset.name, weights)
     return bundle, dataset or load_dataset(bundle.dataset)
 
 
@@ -390,7 +391,7 @@ def _carry_out(
         report["agreement"] = looked.agreement
     if out is not None:
         provenance = bundle.provenance | {"compressed_by": report["recipe"]}
-        save_model(compressed, out / "model.safetensors", bundle.architecture, bundle.dataset, provenance)
+        save_model(compressed, out / "model.safetensors", bundle.architecture, dataset, provenance)
         (out / "recipe.json").write_text(recipe.to_json() + "\n")
         (out / "report.json").write_text(_to_json(report) + "\n")
     if as_json:
@@ -553,7 +554,8 @@ def _declared_options(command: str, arguments: Sequence[str]) -> "dict[str, tupl
         from core.bundles import MODELS
         from core.training import Schedule
 
-        named = [MODELS[text] for text in arguments if text in MODELS][:1]
+        names = (text.partition(":")[0] for text in arguments)
+        named = [MODELS[name] for name in names if name in MODELS][:1]
         return _declarations(Schedule) | (_declarations(named[0]) if named else {})
     return {}
 
@@ -651,6 +653,19 @@ def _read_method(registry: "Registry", text: str, values: Mapping[str, Any] | No
         return from_dict(registry, json.loads(text))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ParameterError(f"{registry.kind}: must be a name or JSON, got {text!r} ({error})") from None
+
+
+def _read_model(text: str, by_name: bool = False) -> Any:
+    """An architecture from its JSON form or its name, parameters after a colon: "mlp:hidden=16".
+
+    With `by_name` a name stays a name, which stands for whatever member of the family is shipped.
+    """
+    from core.bundles import MODELS
+    from core.weights import architecture
+
+    if text.lstrip().startswith("{"):
+        return _read_method(MODELS, text)
+    return text if by_name else architecture(text)
 
 
 def _read_data(text: str) -> Any:
