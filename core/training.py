@@ -204,7 +204,15 @@ def _resume(path: Path | None, parts: dict, schedule: Schedule, run: Run) -> int
             raise CheckpointError(f"{path}: must continue the schedule it was begun with, got another one")
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    except (RuntimeError, ValueError, KeyError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        EOFError,
+        OSError,
+        pickle.UnpicklingError,
+    ) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
