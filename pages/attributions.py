@@ -1,4 +1,5 @@
 """Attributions: same answer, same reason?"""
+# ruff: noqa: E402 (the frame is drawn before the engine is imported)
 
 from view import frame
 
@@ -7,6 +8,9 @@ frame.require()
 import time
 
 import streamlit as st
+
+NOTE = "A is the original network, B the one your plan makes"
+st.html(f'<div class="ps-head"><h2>Same answer, same reason?</h2><span>{NOTE}</span></div>')
 
 from view import charts, engine, maps, reasons
 from view import state as states
@@ -17,7 +21,6 @@ QUICK_S = 1.0  # a method that takes longer for one picture is compared with noi
 
 scene = engine.scene()
 method = maps.method()
-st.html(charts.heading("Same answer, same reason?", "A is the original network, B the one your plan makes"))
 scale, style = reasons.controls(scene, method)
 row = st.container()
 with visible_run(method.label()) as run:

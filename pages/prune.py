@@ -1,4 +1,5 @@
 """Prune: what do I lose if I remove these weights?"""
+# ruff: noqa: E402 (the frame is drawn before the engine is imported)
 
 from view import frame
 
@@ -6,12 +7,18 @@ frame.require()
 
 import streamlit as st
 
+QUESTION = "What do I lose if I remove these weights?"
+head, cards = st.empty(), st.empty()
+head.html(f'<div class="ps-head"><h2>{QUESTION}</h2></div>')
+
 from view import charts, controls, engine, gallery, results
 from view import state as states
+from view.progress import watched
 
 scene = engine.scene()
-head, cards = st.empty(), st.empty()
-head.html(charts.heading("What do I lose if I remove these weights?"))
+before = states.state().kept.get("answer")
+if before and before[0] == scene.key:  # keep the last number, dimmed, while the new one is computed
+    cards.html(charts.cards(results.cards(scene, before[1]), dim=True))
 controls.presets(scene)
 
 left, right = st.columns([5, 7], gap="large")
@@ -20,36 +27,25 @@ with left:
     controls.sliders(scene)
 
 with right:
-    by = st.segmented_control(
-        "Width of a bar",
-        ["weights", "MACs"],
-        default="weights",
-        key="width",
-        required=True,
-        on_change=states.act,
-    )
-    st.html(charts.bars(results.bars(scene, by), by))
-    details = st.expander(
-        "The bars as a table, with the layers that share channels", on_change=states.act, key="table"
-    )
-    if details.open:
-        details.dataframe(
-            results.table(scene), hide_index=True, alt="Sparsity, weights and MACs of every slider"
-        )
-    flipped = st.container()  # keeps the last pictures on screen until there are new ones
-    with st.container(horizontal=True):
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        by = controls.bar_width()
         st.button("Measure latency", icon=":material/timer:", on_click=results.measure_latency, args=(scene,))
         with st.popover("Export", icon=":material/download:"):
             results.exports(scene)
-        frame.goto("pages/attributions.py", "Same reasons? See the maps", icon=":material/visibility:")
+        frame.goto("pages/attributions.py", "Same reasons?", icon=":material/visibility:")
+    st.html(charts.bars(results.bars(scene, by), by))
+    details = st.expander("The bars as a table, and who shares channels", on_change=states.act, key="table")
+    if details.open:
+        words = "Sparsity, weights and MACs of every slider"
+        details.dataframe(results.table(scene), hide_index=True, alt=words)
+    flipped = st.container()  # keeps the last pictures on screen until there are new ones
 
-before = states.state().kept.get("answer")
-if before and before[0] == scene.key:  # keep the last number, dimmed, while the new one is computed
-    cards.html(charts.cards(results.cards(scene, before[1]), dim=True))
-
-for answer in scene.whatif.answer(scene.plan):
+run = watched(
+    lambda progress: head.html(charts.heading(QUESTION, f"{progress.fraction:.0%} of the pictures"))
+)
+for answer in scene.whatif.answer(scene.plan, run):
     cards.html(charts.cards(results.cards(scene, answer)))
-    head.html(charts.heading("What do I lose if I remove these weights?", results.status(answer)))
+    head.html(charts.heading(QUESTION, results.status(answer)))
     states.state().kept["answer"] = (scene.key, answer)
     if answer.exact:
         with flipped:

@@ -13,6 +13,8 @@ import numpy as np
 
 from view import pictures
 
+NARROW = 0.022  # share of the row below which a bar has no room for its number
+
 Tone = Literal["", "grey", "loss", "kept"]
 
 
@@ -106,7 +108,8 @@ def bars(shown: Sequence[Bar], width: str) -> str:
         for bar in shown
     )
     feet = "".join(
-        f'<span style="flex-grow:{_grow(bar.share, whole)}">{index if bar.share / whole > 0.022 else "&nbsp;"}</span>'
+        f'<span style="flex-grow:{_grow(bar.share, whole)}">'
+        f"{index if bar.share / whole > NARROW else '&nbsp;'}</span>"
         for index, bar in enumerate(shown, start=1)
     )
     cut = [bar for bar in shown if bar.kept < 1]
@@ -117,8 +120,7 @@ def bars(shown: Sequence[Bar], width: str) -> str:
     key = (
         '<div class="ps-key"><span><i style="background:var(--a)"></i>untouched</span>'
         '<span><i style="background:var(--b)"></i>pruned: height is what is kept</span>'
-        '<span><i style="background:repeating-linear-gradient(135deg,var(--line) 0 2px,var(--loss-area) 2px 3px)"></i>'
-        f"removed</span><span>width is the share of {escape(width)}</span></div>"
+        f'<span><i class="hatched"></i>removed</span><span>width is the share of {escape(width)}</span></div>'
     )
     return (
         f'<div role="img" aria-label="{escape(finding)}"><div class="ps-bars">{columns}</div>'
@@ -146,8 +148,8 @@ def figure(
     )
     after = below if drawn is not None else ""
     return (
-        f'<figure class="ps-figure {role}"><figcaption><b>{escape(title)}</b><span>{escape(note)}</span></figcaption>'
-        f"{body}{after}</figure>"
+        f'<figure class="ps-figure {role}"><figcaption><b>{escape(title)}</b>'
+        f"<span>{escape(note)}</span></figcaption>{body}{after}</figure>"
     )
 
 
@@ -163,7 +165,8 @@ def scale(end: float, palette: pictures.Palette, low: str = "", high: str = "") 
     stops = ",".join(f"rgb({r},{g},{b})" for r, g, b in table)
     left = low or f"-{end:.2g}"
     return (
-        f'<div class="ps-scale"><span>{escape(left)}</span><i style="background:linear-gradient(90deg,{stops})"></i>'
+        f'<div class="ps-scale"><span>{escape(left)}</span>'
+        f'<i style="background:linear-gradient(90deg,{stops})"></i>'
         f"<span>{escape(high or f'+{end:.2g}')}</span></div>"
     )
 
@@ -195,19 +198,21 @@ def _between(row: Between) -> str:
     def place(value: float) -> float:
         return 100 * min(max((value - row.low) / (row.high - row.low), 0), 1)
 
+    head = f'<span title="{escape(row.help)}">{escape(row.label)}</span>'
     if isnan(row.value):
-        return f'<span title="{escape(row.help)}">{escape(row.label)}</span><span class="ps-grey">a map is constant: no score</span><span class="num">none</span>'
+        return f'{head}<span class="ps-grey">a map is constant: no score</span><span class="num">none</span>'
     zones, words = "", f"{row.label} {row.text(row.value)}"
     if row.floor is not None and isfinite(row.floor):
-        zones += f'<span class="zone floor" style="width:{place(row.floor):.1f}%" title="random network: {row.text(row.floor)}"></span>'
+        zones += f'<span class="zone floor" style="width:{place(row.floor):.1f}%"></span>'
         words += f", random network {row.text(row.floor)}"
     if row.ceiling is not None and isfinite(row.ceiling):
-        zones += f'<span class="zone ceiling" style="width:{100 - place(row.ceiling):.1f}%" title="noise: {row.text(row.ceiling)}"></span>'
-        words += f", same network with other noise {row.text(row.ceiling)}"
+        zones += f'<span class="zone ceiling" style="width:{100 - place(row.ceiling):.1f}%"></span>'
+        words += f", same network under noise {row.text(row.ceiling)}"
     return (
-        f'<span title="{escape(row.help)}">{escape(row.label)}</span>'
-        f'<span class="ps-track" role="img" aria-label="{escape(words)}">{zones}'
-        f'<span class="mark" style="left:{place(row.value):.1f}%"></span></span><span class="num">{row.text(row.value)}</span>'
+        f'{head}<span class="ps-track" role="img" aria-label="{escape(words)}" title="{escape(words)}">'
+        f"{zones}"
+        f'<span class="mark" style="left:{place(row.value):.1f}%"></span></span>'
+        f'<span class="num">{row.text(row.value)}</span>'
     )
 
 

@@ -8,7 +8,7 @@ from core.criterion import CRITERIA
 from core.errors import UserError
 from core.plan import PRESETS, QUESTIONS, Plan
 from core.whatif import Slider
-from view import forms
+from view import charts, forms
 from view import state as states
 from view.engine import Scene
 
@@ -107,14 +107,13 @@ def _lock() -> None:
 
 
 def sliders(scene: Scene) -> None:
-    """One slider per layer or group, under the name of its stage."""
-    stage = ""
-    with st.container(height=430, border=True, key="sliders"):
-        for index, slider in enumerate(scene.sliders, start=1):
-            if (head := slider.name.partition(".")[0]) != stage:
-                stage = head
-                st.markdown(f"###### {stage}")
-            _slider(scene, index, slider)
+    """One slider per layer or group, in two columns that read downwards."""
+    half = -(-len(scene.sliders) // 2)
+    with st.container(height=470, border=True, key="sliders"):
+        columns = st.columns(2, gap="medium")
+        for index, slider in enumerate(scene.sliders):
+            with columns[index // half]:
+                _slider(scene, index + 1, slider)
 
 
 def _slider(scene: Scene, index: int, slider: Slider) -> None:
@@ -123,10 +122,11 @@ def _slider(scene: Scene, index: int, slider: Slider) -> None:
     forms.held(key, round(100 * level))
     single = scene.plan.question == "weights"
     whole, unit = (slider.weights, "weights") if single else (slider.width, "channels")
-    shared = f" shared by {len(slider.layers)} layers" if len(slider.layers) > 1 else ""
+    shared = f", in {len(slider.layers)} layers" if len(slider.layers) > 1 else ""
     locked = " :material/lock:" if slider.name in states.state().locked else ""
+    kept = f"{charts.count(whole - round(level * whole))} of {charts.count(whole)} {unit}"
     st.slider(
-        f"**{index}** {slider.name} · {whole - round(level * whole):,} of {whole:,} {unit}{shared}{locked}",
+        f"**{index}** {slider.name} · {kept}{shared}{locked}",
         0,
         100,
         step=1,
@@ -134,4 +134,16 @@ def _slider(scene: Scene, index: int, slider: Slider) -> None:
         key=key,
         on_change=lambda: save(scene, current(scene).with_sparsity(slider.name, st.session_state[key] / 100)),
         help="Layers: " + ", ".join(slider.layers) if len(slider.layers) > 1 else None,
+    )
+
+
+def bar_width() -> str:
+    """What the width of a bar stands for: "weights" or "MACs"."""
+    return st.segmented_control(
+        "Width of a bar",
+        ["weights", "MACs"],
+        default="weights",
+        key="width",
+        required=True,
+        on_change=states.act,
     )

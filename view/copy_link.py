@@ -3,8 +3,9 @@
 import streamlit as st
 
 CSS = """
-button { font: inherit; font-size: .93rem; color: var(--st-text-color); background: transparent; cursor: pointer;
-  border: 1px solid var(--st-border-color); border-radius: var(--st-button-radius); padding: .3rem .75rem; min-height: 2.35rem; white-space: nowrap; }
+button { font: inherit; font-size: .93rem; color: var(--st-text-color); background: transparent;
+  border: 1px solid var(--st-border-color); border-radius: var(--st-button-radius); cursor: pointer;
+  padding: .3rem .75rem; min-height: 2.35rem; white-space: nowrap; }
 button:hover, button:focus-visible { border-color: var(--st-primary-color); color: var(--st-primary-color); }
 button:focus-visible { outline: 2.5px solid var(--st-primary-color); outline-offset: 2px; }
 """
@@ -12,7 +13,10 @@ HTML = '<button type="button">Copy link</button>'
 JS = """
 export default function ({ parentElement }) {
   const button = parentElement.querySelector("button");
-  const say = (text) => { button.textContent = text; setTimeout(() => { button.textContent = "Copy link"; }, 1600); };
+  const say = (text) => {
+    button.textContent = text;
+    setTimeout(() => { button.textContent = "Copy link"; }, 1600);
+  };
   button.onclick = async () => {
     const link = window.location.href;
     try { await navigator.clipboard.writeText(link); say("Copied"); }

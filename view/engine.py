@@ -9,15 +9,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import streamlit as st
 import torch
-from core.weights import Shipped, load_dataset, load_model, shipped
 from torch import nn
 
-from core.bundles import DATASETS, MODELS, DatasetBundle, ModelBundle, Split
-from core.errors import UserError
+from core.bundles import DATASETS, DatasetBundle, ModelBundle, Split
+from core.errors import CheckpointError, UnknownNameError, UserError
 from core.plan import Plan
+from core.registry import unknown
+from core.weights import Shipped, load_dataset, load_model, shipped
 from core.whatif import Slider, WhatIf
 from view.pictures import picture
 from view.state import state
+from view.url import Nouns
 
 CORES = os.cpu_count() or 1
 
@@ -39,12 +41,12 @@ def slot() -> Iterator[None]:
 @st.cache_resource(show_spinner=False)
 def shelf() -> dict[str, Shipped]:
     """Key as it stands in links -> trained weights that come with the program, the default first."""
-    return {f"{each.model}--{each.dataset}": each for each in shipped()}
+    return {each.path.stem: each for each in shipped()}
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def bundle(key: str) -> ModelBundle:
-    return load_model(shelf()[key].model, shelf()[key].dataset)
+    return load_model(shelf()[key].model, shelf()[key].dataset, shelf()[key].path)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -95,27 +97,57 @@ class Scene:
 def title(key: str) -> str:
     """ "resnet20--cluttered-digits" -> "Resnet20 · Cluttered digits"."""
     each = shelf()[key]
-    return f"{MODELS[each.model].label()} · {DATASETS[each.dataset].label()}"
+    return f"{each.model.label()} · {DATASETS[each.dataset].label()}"
 
 
 def scene() -> Scene:
-    """The scene of the present nouns. A noun that stands for nothing gives the default and a notice."""
+    """The scene of the present nouns. A noun that stands for nothing gives the default and a notice.
+
+    Raises:
+        CheckpointError: the program has come without trained networks.
+    """
+    if not shelf():
+        raise CheckpointError(
+            "assets/weights: must hold a trained network, got none; make one with cli.py train"
+        )
     nouns, problems = state().nouns, []
-    if nouns.model and nouns.model not in shelf():
-        problems.append(f"no network is called {nouns.model[:60]!r}")
-        nouns = replace(nouns, model="", plan="")
+    engine, nouns = _network(nouns, problems)
     key = nouns.model or next(iter(shelf()))
-    engine = whatif(key)
     try:
         plan = Plan.from_text(nouns.plan, engine.sliders) if nouns.plan else Plan()
     except UserError as error:
         problems.append(str(error))
         plan, nouns = Plan(), replace(nouns, plan="")
+    try:
+        sliders = engine.sliders(plan.question)
+    except UserError as error:  # channels that cannot be followed: single weights always have sliders
+        problems.append(str(error))
+        plan = Plan("weights")
+        sliders, nouns = engine.sliders("weights"), replace(nouns, plan=plan.to_text(engine.sliders))
     data = load_dataset(bundle(key).dataset)
     if nouns.image >= len(data.test):
-        problems.append(f"there are {len(data.test):,} pictures, so none is #{nouns.image}")
+        problems.append(f"there are {len(data.test):,} pictures, so none is #{nouns.image:,}")
         nouns = replace(nouns, image=0)
     if problems:
         state().history.now = nouns
-        state().notice = f"This link names something unknown, so the default is shown: {'; '.join(problems)}."
-    return Scene(key, bundle(key), data, engine, plan, engine.sliders(plan.question), nouns.image)
+        state().notice = f"Something in this link is unknown, so the default is shown: {'; '.join(problems)}."
+    return Scene(key, bundle(key), data, engine, plan, sliders, nouns.image)
+
+
+def default() -> Scene:
+    """The scene of the default network with nothing removed."""
+    key = next(iter(shelf()))
+    engine, data = whatif(key), load_dataset(bundle(key).dataset)
+    return Scene(key, bundle(key), data, engine, Plan(), engine.sliders(Plan().question), 0)
+
+
+def _network(nouns: Nouns, problems: list[str]) -> tuple[WhatIf, Nouns]:
+    """The engine of the named network; of the default one where that is unknown or its data are not here."""
+    default = next(iter(shelf()))
+    try:
+        if nouns.model and nouns.model not in shelf():
+            raise UnknownNameError(unknown("network", nouns.model[:60], shelf()))
+        return whatif(nouns.model or default), nouns
+    except UserError as error:
+        problems.append(str(error))
+        return whatif(default), replace(nouns, model="", plan="", image=0)

@@ -54,9 +54,8 @@ def _draw(page: st.Page) -> None:
         _links(page)
         nouns = st.empty()
         if "torch" not in sys.modules:  # a fresh server: show something before the engine is loaded
-            nouns.html(
-                f'<div class="ps-loading" role="status">{_words(states.state().nouns)}: loading the engine</div>'
-            )
+            words = f"{_words(states.state().nouns)}: loading the engine"
+            nouns.html(f'<div class="ps-loading" role="status">{words}</div>')
             time.sleep(0.05)  # lets the server send it
         from view import nouns as controls
 

@@ -144,23 +144,25 @@ def scaled(scene: Scene, mean: float) -> Plan:
     return replace(plan, sparsities={name: min(mean * share, 0.95) for name, share in shape.items()})
 
 
-def gallery_places(scene: Scene, count: int) -> list[int]:
-    """The first `count` test pictures whose answer the plan does not change."""
-    answer = scene.whatif.exact(scene.plan)
+def gallery_places(scene: Scene, plan: Plan, count: int) -> list[int]:
+    """The first `count` test pictures whose answer `plan` does not change."""
+    answer = scene.whatif.exact(plan)
     moved = set(answer.change.changed.tolist())
     return [place for place in range(len(scene.split)) if place not in moved][:count]
 
 
 def gallery(
-    scene: Scene, chosen: AttributionMethod, count: int, run: Run
+    scene: Scene, plan: Plan, chosen: AttributionMethod, count: int, run: Run
 ) -> list[tuple[int, np.ndarray, np.ndarray, float]]:
-    """(place, map in A, map in B, rank correlation) of pictures with the same answer, most different first."""
-    places = gallery_places(scene, count)
+    """(place, map in A, map in B, rank correlation) where the answer is the same, most different first."""
+    places = gallery_places(scene, plan, count)
+    if not places:
+        return []
     targets = scene.whatif.original.logits[places].argmax(1)
     with run.step(0, 2):
         a = maps(scene, Plan(), chosen, places, targets, run)
     with run.step(1, 2):
-        b = maps(scene, scene.plan, chosen, places, targets, run)
+        b = maps(scene, plan, chosen, places, targets, run)
     scores = agreement(a, b).spearman.nan_to_num(nan=-1.0)
     drawn = channel_sum(a).numpy(), channel_sum(b).numpy()
     order = scores.argsort(stable=True).tolist()

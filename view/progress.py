@@ -1,30 +1,37 @@
-"""The bridge from `core.run.Run` to a progress bar; moving any widget stops the run at its next report."""
+"""The bridge from `core.run.Run` to the screen; moving any widget stops the run at its next report."""
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import streamlit as st
 
 from core.run import Progress, Run
 
-PATIENCE_S = 0.3  # shorter work shows no bar
+PATIENCE_S = 0.3  # shorter work shows no progress
 REFRESH_S = 0.1
 
 
-@contextlib.contextmanager
-def visible_run(title: str) -> Iterator[Run]:
-    """A `Run` whose progress is drawn where this is called, and gone afterwards.
+def watched(draw: Callable[[Progress], None]) -> Run:
+    """A `Run` that calls `draw` now and then.
 
-    Drawing is where Streamlit stops a script that a newer request has overtaken.
+    Drawing is where Streamlit stops a script that a newer request has overtaken: the exception
+    travels through the computation, which thereby ends.
     """
-    place, due = st.empty(), time.monotonic() + PATIENCE_S
+    due = time.monotonic() + PATIENCE_S
 
     def report(progress: Progress) -> None:
         nonlocal due
         if time.monotonic() > due:
-            place.progress(min(progress.fraction, 1.0), f"{title}: {progress.message.lower()}")
+            draw(progress)
             due = time.monotonic() + REFRESH_S
 
-    yield Run(on_progress=report)
+    return Run(on_progress=report)
+
+
+@contextlib.contextmanager
+def visible_run(title: str) -> Iterator[Run]:
+    """A `Run` with a progress bar where this is called, gone afterwards."""
+    place = st.empty()
+    yield watched(lambda p: place.progress(min(p.fraction, 1.0), f"{title}: {p.message.lower()}"))
     place.empty()

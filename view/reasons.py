@@ -96,7 +96,9 @@ def comparison(scene: Scene, found: Pair, scale: str, style: str) -> str:
 def _map(scene: Scene, found: Pair, index: int, name: str, values: np.ndarray, ends, style, picture) -> str:
     classes, said = scene.data.classes, scene.data.classes[found.said[index]]
     right = said == scene.label(scene.image)
-    title = f"{name} says {said} ({charts.percent(found.sure[index], 0)}" + (")" if right else ", wrong)")
+    title = f"{name} says {said} ({charts.percent(found.sure[index], 0)})" + (
+        "" if right else " \u2717 wrong"
+    )
     note = f"evidence for {classes[found.targets[index]]}"
     role = "ab"[index]
     state = state_of(torch.from_numpy(values))
@@ -170,7 +172,7 @@ def class_of(found: Pair) -> torch.Tensor:
 def on_object(scene: Scene, found: Pair) -> str:
     """How much of both maps lies on the object, where the data say where it is; else a sentence."""
     if scene.split.masks is None:
-        return '<div class="ps-status">These data have no masks of the object, so where it lies is unknown.</div>'
+        return '<div class="ps-status">These data have no masks, so where the object lies is unknown.</div>'
     mask = scene.split.masks[[scene.image]]
     both = localisation(found.a, mask), localisation(found.b, mask)
     rows = []
@@ -207,13 +209,16 @@ def _cell(scene: Scene, level: float, said: int, values: np.ndarray, end: float)
 
 def most_different(scene: Scene, chosen: AttributionMethod, count: int, run: Run, shown: int = 8) -> None:
     """Pictures with the same answer whose maps differ most, A beside B on one scale."""
-    rows = maps.gallery(scene, chosen, count, run)[:shown]
+    rows = maps.gallery(scene, scene.plan, chosen, count, run)[:shown]
+    if not rows:
+        st.caption("The two networks agree on no picture.")
     with st.container(horizontal=True, gap="medium", key="thumbs-different"):
         for place, a, b, score in rows:
             end = pictures.limit(a, b)
             drawn = [pictures.signed(a, end), pictures.signed(b, end)]
             with st.container(width=196, gap=None):
-                text = f"both say {escape(scene.data.classes[int(scene.whatif.original.logits[place].argmax())])}; "
+                answer = int(scene.whatif.original.logits[place].argmax())
+                text = f"both say {escape(scene.data.classes[answer])}; "
                 st.html(
                     gallery.thumb(
                         drawn, f"maps of picture {place} in A and B", f"{text}rank correlation {score:.2f}"

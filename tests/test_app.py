@@ -1,0 +1,92 @@
+"""The app's logic without a browser: every page runs, sliders move numbers, links and Undo restore."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("streamlit")
+from streamlit.testing.v1 import AppTest
+
+from core.weights import shipped
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["pages/start.py", "pages/prune.py", "pages/attributions.py"]
+PATIENCE_S = 240
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def app():
+    if not shipped():
+        pytest.skip("no trained network is shipped yet")
+    return lambda: AppTest.from_file(str(ROOT / "app.py"), default_timeout=PATIENCE_S)
+
+
+def opened(app, page: str, **query: str) -> AppTest:
+    test = app()
+    for name, value in query.items():
+        test.query_params[name] = value
+    test.run()
+    return test if page == PAGES[0] else test.switch_page(page).run()
+
+
+def html(test) -> str:
+    return "\n".join(element.proto.body for element in test.get("html"))
+
+
+def accuracy(test) -> float:
+    return float(re.search(r'>Accuracy</div><div class="v">([\d.]+) %', html(test))[1])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_runs_without_an_exception(page, app):
+    test = opened(app, page)
+    assert not test.exception
+    assert not test.error
+
+
+def test_moving_a_slider_changes_plan_link_and_accuracy(app):
+    test = opened(app, "pages/prune.py")
+    before = accuracy(test)
+    slider = next(s for s in test.slider if s.key.startswith("slider."))
+    slider.set_value(100).run()
+    assert not test.exception
+    assert accuracy(test) < before
+    assert test.query_params["plan"] == ["remove:filter-l2:1"]
+    next(b for b in test.button if b.key == "undo").click().run()
+    assert accuracy(test) == before
+
+
+def test_a_preset_leaves_locked_sliders_alone(app):
+    test = opened(app, "pages/prune.py")
+    first = next(s for s in test.slider if s.key.startswith("slider."))
+    name = first.key.split(".", 3)[-1]
+    next(m for m in test.multiselect if m.key == "locks").set_value([name]).run()
+    next(b for b in test.button if b.key == "preset.break-it").click().run()
+    levels = [s.value for s in test.slider if s.key.startswith("slider.")]
+    assert levels[0] == 0
+    assert set(levels[1:]) == {95}
+
+
+def test_nothing_removed_is_no_change_in_grey(app):
+    body = html(opened(app, "pages/prune.py"))
+    assert re.search(r'<div class="d ps-grey">0\.0 points', body)
+
+
+def test_every_page_survives_95_per_cent_everywhere(app):
+    for page in PAGES:
+        test = opened(app, page, plan="remove:filter-l2:.95x12")
+        assert not test.exception
+        assert not test.error
+
+
+@pytest.mark.parametrize("method", ["saliency", 'integrated-gradients{"steps":8}', "grad-cam"])
+def test_an_attribution_method_of_the_link_is_used_and_its_form_drawn(method, app):
+    test = opened(app, "pages/attributions.py", attr=method, plan="remove:filter-l2:.3x12")
+    assert not test.exception
+    chosen = next(s for s in test.selectbox if s.key == "attribution")
+    assert method.startswith(chosen.value)
+    if "steps" in method:
+        assert next(s for s in test.slider if s.key.endswith(".steps")).value == 8

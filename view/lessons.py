@@ -1,0 +1,109 @@
+"""What the Start page shows: one measured result, and cards that open a page in a state worth seeing."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from core.plan import Plan
+from view import charts, engine, frame, pictures
+from view.engine import Scene
+from view.findings import SPARSITY, Finding
+
+PRUNE, ATTRIBUTIONS = "pages/prune.py", "pages/attributions.py"
+TAGGED = "cluttered-digits-shortcut"  # data with a coloured tag that names the class
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A card: a sentence, and the page and state that it opens."""
+
+    title: str
+    text: str
+    page: str
+    plan: Plan
+    nouns: tuple[tuple[str, Any], ...] = ()
+
+
+def lessons(scene: Scene) -> list[Lesson]:
+    """For the network of `scene`; the last one needs a network that was trained with the tag."""
+    groups, layers = scene.whatif.sliders("remove"), scene.whatif.sliders("zero")
+    share = groups[0].weights / sum(group.weights for group in groups)
+    found = [
+        Lesson(
+            "One slider is enough",
+            f"{groups[0].name} and the layers that share its channels hold {share:.0%} of the weights. "
+            "Half of those channels are gone here: look at the accuracy, then give some back.",
+            PRUNE,
+            Plan("remove", sparsities={groups[0].name: 0.5}),
+        ),
+        Lesson(
+            "Zeroed is not removed",
+            "Half of one layer's filters are set to zero, yet batch norm goes on talking. "
+            "Change what a slider means, and compare.",
+            PRUNE,
+            Plan("zero", sparsities={layers[0].name: 0.5}),
+        ),
+        Lesson(
+            "Same answer, same reason?",
+            "The maps of both networks on one scale. Search for the pictures whose answer stayed "
+            "while the reason moved.",
+            ATTRIBUTIONS,
+            scene.whatif.preset("global", "weights", None, SPARSITY),
+        ),
+    ]
+    if key := next((key for key, each in engine.shelf().items() if each.dataset == TAGGED), None):
+        text = (
+            "In all this network saw, a coloured tag nearly always named the digit. Does it read the digit?"
+        )
+        found.append(Lesson("Digit, or tag?", text, ATTRIBUTIONS, Plan(), (("model", key),)))
+    return found
+
+
+def cards(scene: Scene) -> None:
+    """The lessons side by side, each a link."""
+    found = lessons(scene)
+    for column, lesson in zip(st.columns(len(found)), found, strict=True):
+        with column.container(border=True, height="stretch"):
+            st.html(f'<div class="ps-lesson"><h3>{lesson.title}</h3><p>{lesson.text}</p></div>')
+            plan = lesson.plan.to_text(scene.whatif.sliders) if lesson.plan.sparsities else ""
+            nouns = {"model": scene.key, "plan": plan, "image": 0} | dict(lesson.nouns)
+            frame.goto(lesson.page, "Open", icon=":material/arrow_forward:", **nouns)
+
+
+def opening(scene: Scene, found: Finding) -> str:
+    """The result that the page opens with, and what it rests on."""
+    answer, before = found.answer, scene.whatif.original
+    mean, low = f"{np.mean(found.scores):.2f}", f"{min(found.scores):.2f}"
+    maps = f"rank correlation of the maps of {len(found.scores)} pictures that kept it; {low} at worst"
+    share, network = charts.percent(answer.cost.sparsity, 0), scene.bundle.architecture.label()
+    return (
+        f'<p class="ps-lede"><b>{share} of the weights of a {network} are zero</b>, not trained since:</p>'
+        f'<div class="ps-bigs">{_big(charts.percent(answer.accuracy), _accuracy(answer, before.accuracy))}'
+        f"{_big(f'{found.same:,} of {answer.n:,}', 'pictures keep their answer, right or wrong')}"
+        f"{_big(mean, maps)}</div>"
+        f'<p class="ps-status">Measured by this server on the test part of {scene.data.name}. '
+        "The picture on the right keeps its answer.</p>"
+    )
+
+
+def _big(value: str, words: str) -> str:
+    return f'<div><span class="ps-big">{value}</span>{words}</div>'
+
+
+def _accuracy(answer: Any, before: float) -> str:
+    change = f"{charts.points(answer.change.difference)} {charts.span(answer.change.interval, signed=True)}"
+    return f"accuracy, was {charts.percent(before)}: {change}, n = {answer.n:,}"
+
+
+def evidence(scene: Scene, found: Finding) -> str:
+    """The picture whose reason changed most, beside its maps on one scale."""
+    end, picture = pictures.limit(found.a, found.b), scene.picture(found.place)
+    shown = [
+        charts.figure(picture, f"Picture #{found.place}", "", f"A picture of {scene.label(found.place)}")
+    ]
+    for name, role, values in (("before", "a", found.a), ("after", "b", found.b)):
+        drawn = pictures.signed(values, end)
+        shown.append(charts.figure(drawn, f"Evidence {name}", "", f"Attribution map {name} pruning", role))
+    return f'<div class="ps-row ps-three">{"".join(shown)}</div>'
