@@ -39,6 +39,12 @@ _TWINS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
 }
 _IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 
+# What DeepLift has a rule for, and guided backpropagation hooks.
+_NONLINEAR = (
+    nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softmax, nn.Hardtanh, nn.Hardswish,
+    nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.SELU, nn.CELU, nn.Mish, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
+)  # fmt: skip
+
 # Rectifiers for which guided backpropagation and deconvolution state no rule. Gates (sigmoid, tanh,
 # softmax) are not among them: their gradient passes as it is.
 _OTHER_RECTIFIERS = (
@@ -55,6 +61,62 @@ class Ceiling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.clamp(max=self.top)
+
+
+class Copy(nn.Module):
+    """x, in memory of its own.
+
+    Captum's hooks sit on a module's input tensor. Where that is another module's output (max pooling
+    right after a ReLU) or is read by other layers as well (pre-activation, Inception), they meet hooks
+    and gradients that are not theirs, and DeepLift's sums go wrong without a word.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+
+class Windows(nn.Module):
+    """Lays the overlapping windows of a max pooling side by side: (N, C, H, W) -> (N, C, H' k, W' k).
+
+    Pooling without overlap then gives the same values, and DeepLift's rule adds up: Captum's keeps, of
+    all windows that share a largest pixel, one.
+    """
+
+    def __init__(self, pool: nn.MaxPool2d) -> None:
+        super().__init__()
+        self.pool = pool
+        self.sizes, self.steps, self.margins = (
+            _pair(value) for value in (pool.kernel_size, pool.stride, pool.padding)
+        )
+
+    @classmethod
+    def overlap(cls, module: nn.Module) -> bool:
+        """Whether `module` is a max pooling that needs this."""
+        if not isinstance(module, nn.MaxPool2d) or _pair(module.dilation) != (1, 1):
+            return False
+        return any(
+            step < size for step, size in zip(_pair(module.stride), _pair(module.kernel_size), strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        index = [self._index(x.shape[2], 0), self._index(x.shape[3], 1)]
+        (top, left), (bottom, right) = self.margins, (int(i.max()) + 1 for i in index)
+        after = (max(0, right - left - x.shape[3]), max(0, bottom - top - x.shape[2]))
+        x = F.pad(x, (left, after[0], top, after[1]), value=torch.finfo(x.dtype).min / 4)
+        return x[:, :, index[0].to(x.device)][:, :, :, index[1].to(x.device)]
+
+    def _index(self, length: int, axis: int) -> Tensor:
+        """The padded row (column) that each row (column) of the result shows."""
+        size, step, margin = self.sizes[axis], self.steps[axis], self.margins[axis]
+        room = length + 2 * margin - size
+        count = (-(-room // step) if self.pool.ceil_mode else room // step) + 1
+        if (count - 1) * step >= length + margin:  # torch drops a window that starts in the far margin
+            count -= 1
+        return (torch.arange(count)[:, None] * step + torch.arange(size)).flatten()
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return tuple(value) if isinstance(value, tuple | list) else (value, value)
 
 
 def prepare(model: nn.Module, example: Tensor | None = None) -> nn.Module:
@@ -88,20 +150,24 @@ def _rewritten_modules(original: nn.Module) -> nn.Module:
     """The fallback: `original`'s own code, with activation modules that leave their input alone."""
     network = copy.deepcopy(original)
     for path, module in list(network.named_modules()):
-        if path and (replacement := _out_of_place(module)) is not None:
+        if path and (replacement := _isolated(module)) is not None:
             network.set_submodule(path, replacement)
     return network
 
 
-def _out_of_place(module: nn.Module) -> nn.Module | None:
-    """What takes the place of an in-place module or a ReLU6; None: it can stay."""
+def _isolated(module: nn.Module) -> nn.Module | None:
+    """What takes the place of an activation, a pooling or an in-place module; None: it can stay."""
     if isinstance(module, nn.ReLU6):
-        return nn.Sequential(nn.ReLU(), Ceiling(6.0))
-    if getattr(module, "inplace", False):
-        replacement = copy.copy(module)
-        replacement.inplace = False
-        return replacement
-    return None
+        return nn.Sequential(Copy(), nn.ReLU(), Copy(), Ceiling(6.0))
+    if Windows.overlap(module):
+        windows = Windows(module)
+        return nn.Sequential(windows, nn.MaxPool2d(windows.sizes))
+    if not isinstance(module, _NONLINEAR) and not getattr(module, "inplace", False):
+        return None
+    own = copy.deepcopy(module)  # a shallow copy would share its hooks
+    if hasattr(own, "inplace"):
+        own.inplace = False
+    return nn.Sequential(Copy(), own) if isinstance(own, _NONLINEAR) else own
 
 
 def _rewritten_graph(original: nn.Module) -> fx.GraphModule | None:
@@ -132,7 +198,7 @@ def _own_modules(network: fx.GraphModule) -> None:
             node.target = _free_name(network, node.target)
             network.add_submodule(node.target, copy.deepcopy(module))
         seen.add(node.target)
-        if (replacement := _out_of_place(module)) is not None:
+        if (replacement := _isolated(module)) is not None:
             network.set_submodule(node.target, replacement)
 
 
@@ -155,7 +221,7 @@ def _twin_modules(network: fx.GraphModule) -> None:
                 _pass_on(graph, node)
             module = twin(**values)
             name = _free_name(network, node.name)
-            network.add_submodule(name, _out_of_place(module) or module)
+            network.add_submodule(name, _isolated(module) or module)
             with graph.inserting_after(node):
                 call = graph.call_module(name, (source,))
             node.replace_all_uses_with(call)

@@ -1,7 +1,6 @@
 """Layer-wise relevance propagation."""
 
 import copy
-import operator
 import weakref
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,29 +12,20 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from core.attribution import ATTRIBUTIONS, AttributionMethod, target_logits
 from core.errors import UnsupportedModelError
 from core.method import choice
-from core.preparation import Ceiling
+from core.preparation import Ceiling, Copy, Windows
 from core.run import Run
 
 _LINEAR = (nn.Conv2d, nn.Linear)
 _AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _ACTIVATIONS = (nn.ReLU, Ceiling)
-_PASSING = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d)
-_SUMS = (operator.add, torch.add, "add")
-# Functions that only move, choose or scale by a constant: their gradient moves relevance as it should.
-_MOVING = (torch.flatten, torch.cat, torch.concat, operator.getitem)
-_MOVING += (
-    "flatten",
-    "view",
-    "reshape",
-    "contiguous",
-    "permute",
-    "transpose",
-    "squeeze",
-    "unsqueeze",
-    "chunk",
-    "split",
-)
-_SIZES = (getattr, "size", "dim")
+_PASSING = (Copy, Windows, nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d)
+_SUMS = {"add"}
+# Functions and tensor methods that only move or choose: their gradient moves relevance as it should.
+_MOVING = {
+    "flatten", "cat", "concat", "concatenate", "getitem", "view", "reshape", "contiguous", "permute",
+    "transpose", "squeeze", "unsqueeze", "chunk", "split",
+}  # fmt: skip
+_SIZES = {"getattr", "size", "dim"}
 
 # Prepared network -> its canonical form. Both are lent to one caller at a time (see core.preparation).
 _CANONICAL: weakref.WeakKeyDictionary[nn.Module, fx.GraphModule] = weakref.WeakKeyDictionary()
@@ -129,16 +119,16 @@ def _canonical(who: str, model: nn.Module) -> fx.GraphModule:
         )
     network = copy.deepcopy(model)
     _fold_batch_norms(network)
+    _make_averages(network)
     signals = _signals(network.graph)
-    for node in list(network.graph.nodes):
-        if node not in signals or node.op in ("placeholder", "output"):
-            continue
-        if node.target in _SUMS and sum(argument in signals for argument in node.args) == 2:
-            _make_sum(network, node)
-        elif (problem := _problem(network, node, signals)) is not None:
+    for node in [n for n in network.graph.nodes if n in signals and n.op not in ("placeholder", "output")]:
+        problem = _problem(network, node, signals)
+        if problem:
             raise UnsupportedModelError(
                 f"{who}: there is no relevance rule for {problem}, which this network has"
             )
+        if _is_sum(node, signals):
+            _replace(network, node, Sum(), node.args[:2])
     network.recompile()
     return network
 
@@ -157,40 +147,68 @@ def _fold_batch_norms(network: fx.GraphModule) -> None:
                 network.graph.erase_node(node)
 
 
-def _signals(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose values, not only whose shapes, depend on the picture."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        depends = any(source in found for source in node.all_input_nodes)
-        if node.op == "placeholder" or (
-            depends and node.target not in _SIZES and not _only_dtype(node, found)
-        ):
-            found.add(node)
-    return found
+def _make_averages(network: fx.GraphModule) -> None:
+    """The mean over height and width becomes a pooling module."""
+    for node in list(network.graph.nodes):
+        if node.op not in ("call_function", "call_method") or _called(node) != "mean":
+            continue
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        if isinstance(dims, list | tuple) and sorted(dims) in ([2, 3], [-2, -1]):
+            keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+            pool = nn.AdaptiveAvgPool2d(1)
+            _replace(network, node, pool if keep else nn.Sequential(pool, nn.Flatten()), node.args[:1])
 
 
-def _only_dtype(node: fx.Node, signals: set[fx.Node]) -> bool:
-    """A constant that is converted to the type of the signal stays a constant."""
-    return node.target == "to" and node.args[0] not in signals
-
-
-def _make_sum(network: fx.GraphModule, node: fx.Node) -> None:
-    name = f"sum_{node.name}"
-    network.add_submodule(name, Sum())
+def _replace(
+    network: fx.GraphModule, node: fx.Node, module: nn.Module, arguments: tuple[fx.Node, ...]
+) -> None:
+    name = f"lrp_{node.name}"
+    network.add_submodule(name, module)
     with network.graph.inserting_after(node):
-        call = network.graph.call_module(name, node.args[:2])
+        call = network.graph.call_module(name, arguments)
     node.replace_all_uses_with(call)
     network.graph.erase_node(node)
 
 
+def _called(node: fx.Node) -> str:
+    """The name of the function or tensor method that `node` calls."""
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def _signals(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose values, not only whose shapes and types, depend on the picture."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        reads = any(source in found for source in node.all_input_nodes)
+        converts = _called(node) == "to" and node.args[0] not in found  # a constant, to the signal's type
+        if node.op == "placeholder" or (reads and _called(node) not in _SIZES and not converts):
+            found.add(node)
+    return found
+
+
+def _is_sum(node: fx.Node, signals: set[fx.Node]) -> bool:
+    return _called(node) in _SUMS and sum(each in signals for each in node.args) == 2
+
+
 def _problem(network: fx.GraphModule, node: fx.Node, signals: set[fx.Node]) -> str | None:
-    """What stands in the way at `node`, in a word."""
+    """What stands in the way at `node`, in a few words."""
     if node.op == "call_module":
         module = network.get_submodule(node.target)
         known = (*_LINEAR, *_AVERAGES, *_ACTIVATIONS, *_PASSING)
-        fine = isinstance(module, known) or type(module) is nn.Sequential
-        return None if fine else type(module).__name__
-    scaled = node.target in (operator.mul, torch.mul, "mul") and len(signals & set(node.all_input_nodes)) == 1
-    if node.target in _MOVING or node.target in _SUMS or scaled:
-        return None
-    return getattr(node.target, "__name__", str(node.target))
+        parts = module if type(module) is nn.Sequential else [module]
+        return next((type(part).__name__ for part in parts if not isinstance(part, known)), None)
+    if _is_sum(node, signals):
+        fine = all(_is_sum(user, signals) or _has_relu(network, user) for user in node.users)
+        return (
+            None
+            if fine
+            else "a residual sum without a ReLU behind it (shares of a sum near zero are boundless)"
+        )
+    scaled = _called(node) == "mul" and sum(each in signals for each in node.all_input_nodes) == 1
+    return None if scaled or _called(node) in _MOVING | _SUMS else _called(node)
+
+
+def _has_relu(network: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and any(
+        isinstance(part, nn.ReLU) for part in network.get_submodule(node.target).modules()
+    )
