@@ -38,7 +38,10 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Name, as in resnet20 or mlp:hidden=16, or JSON form")
 ]
 Data = Annotated[
-    str | None, typer.Option(metavar="NAME|JSON", help="Data set; default: what the weights were trained on")
+    str | None,
+    typer.Option(
+        metavar="NAME|JSON|PATH", help="Data set, or own pictures; default: what the weights were trained on"
+    ),
 ]
 Weights = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Weights to use instead of the shipped ones")
@@ -111,7 +114,9 @@ def download(
 
 def train(
     model: Model,
-    data: Annotated[str, typer.Option(metavar="NAME|JSON", help="Data set to train on")],
+    data: Annotated[
+        str, typer.Option(metavar="NAME|JSON|PATH", help="Data set to train on, or own pictures")
+    ],
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the weights go")] = Path("runs"),
     resume: Annotated[
@@ -122,17 +127,16 @@ def train(
     **settings: Any,
 ) -> None:
     """Train a network; write its weights and how they were made."""
+    from core.bundles import MODELS
     from core.evaluation import evaluate as measure
     from core.run import seeded
     from core.training import Schedule, classification_loss, fit
-    from core.weights import load_dataset, save_model
+    from core.weights import save_model
 
     _use_threads(threads)
     schedule = Schedule(**_given(Schedule, settings))
-    architecture = _read_model(model)
-    if given := _given(type(architecture), settings):
-        architecture = type(architecture).from_dict(architecture.to_dict() | given)
-    bundle = load_dataset(_read_data(data))
+    architecture = _read_method(MODELS, model, settings)
+    bundle = _read_data(data)
     _make_folder(out)
     path = out / f"{architecture.name}--{bundle.name}.safetensors"
     asked = {
@@ -215,7 +219,7 @@ def compress(
     from core.recipe import COMPRESSORS, Recipe
 
     _use_threads(threads)
-    step = _read_method(COMPRESSORS, method, _given_if_named(COMPRESSORS, method, settings))
+    step = _read_method(COMPRESSORS, method, settings)
     recipe = Recipe((step,), seed)
     _carry_out(_load(model, data, weights), recipe, split, out, attribution, indices, count, as_json)
 
@@ -277,9 +281,7 @@ def explain(
     if (method is None) == (recipe is None):
         raise ParameterError("explain: name either a METHOD or a --recipe, to have a network to compare with")
     if method is not None:
-        steps = Recipe(
-            (_read_method(COMPRESSORS, method, _given_if_named(COMPRESSORS, method, settings)),), seed
-        )
+        steps = Recipe((_read_method(COMPRESSORS, method, settings),), seed)
     else:
         steps = _read_recipe(recipe)
     bundle, dataset = _load(model, data, weights)
@@ -327,10 +329,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def _load(model: str, data: str | None, weights: Path | None) -> "tuple[ModelBundle, DatasetBundle]":
     """The network, and the data it is to be measured on."""
+    from core.bundles import MODELS
     from core.weights import load_dataset, load_model
 
-    dataset = None if data is None else load_dataset(_read_data(data))
-    bundle = load_model(_read_model(model, by_name=True), None if dataset is None else dataset.name, weights)
+    dataset = None if data is None else _read_data(data)
+    bundle = load_model(_read_method(MODELS, model), dataset, weights)
     return bundle, dataset or load_dataset(bundle.dataset)
 
 
@@ -548,16 +551,21 @@ def _declared_options(command: str, arguments: Sequence[str]) -> "dict[str, tupl
     if command in ("compress", "explain"):
         from core.recipe import COMPRESSORS
 
-        named = [COMPRESSORS[text] for text in arguments if text in COMPRESSORS][:1]
-        return _declarations(named[0]) if named else None
+        named = _named(COMPRESSORS, arguments)
+        return _declarations(named) if named else None
     if command == "train":
         from core.bundles import MODELS
         from core.training import Schedule
 
-        names = (text.partition(":")[0] for text in arguments)
-        named = [MODELS[name] for name in names if name in MODELS][:1]
-        return _declarations(Schedule) | (_declarations(named[0]) if named else {})
+        named = _named(MODELS, arguments)
+        return _declarations(Schedule) | (_declarations(named) if named else {})
     return {}
+
+
+def _named(registry: "Registry", arguments: Sequence[str]) -> "type[Method] | None":
+    """The first class that a command line names, without its parameters after a colon."""
+    names = (text.partition(":")[0] for text in arguments)
+    return next((registry[name] for name in names if name in registry), None)
 
 
 def _declarations(cls: "type[Method]") -> "dict[str, tuple[Domain, Any]]":
@@ -612,10 +620,6 @@ def _given(cls: "type[Method]", settings: Mapping[str, Any]) -> dict[str, Any]:
     return {n: _read_value(domains[n], v) for n, v in settings.items() if n in domains and v is not None}
 
 
-def _given_if_named(registry: "Registry", text: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    return _given(registry[text], settings) if text in registry else {}
-
-
 def _read_value(domain: "Domain", value: Any) -> Any:
     """What the shell says, as the domain expects it; nonsense is left for the domain to refuse."""
     from core.errors import ParameterError
@@ -642,36 +646,29 @@ def _read_number(text: str) -> Any:
     return text
 
 
-def _read_method(registry: "Registry", text: str, values: Mapping[str, Any] | None = None) -> Any:
-    """A method of `registry` from its name, with `values`, or from its JSON form."""
+def _read_method(registry: "Registry", text: str, settings: Mapping[str, Any] | None = None) -> Any:
+    """A method from its name, as in "mlp:hidden=16", or its JSON form, with `settings` on top."""
     from core.errors import ParameterError
-    from core.method import from_dict
-
-    if not text.lstrip().startswith("{"):
-        return registry[text](**values or {})
-    try:
-        return from_dict(registry, json.loads(text))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ParameterError(f"{registry.kind}: must be a name or JSON, got {text!r} ({error})") from None
-
-
-def _read_model(text: str, by_name: bool = False) -> Any:
-    """An architecture from its JSON form or its name, parameters after a colon: "mlp:hidden=16".
-
-    With `by_name` a name stays a name, which stands for whatever member of the family is shipped.
-    """
-    from core.bundles import MODELS
-    from core.weights import architecture
+    from core.method import from_dict, from_text
 
     if text.lstrip().startswith("{"):
-        return _read_method(MODELS, text)
-    return text if by_name else architecture(text)
+        try:
+            method = from_dict(registry, json.loads(text))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ParameterError(f"{registry.kind}: must be a name or JSON, got {text!r} ({error})") from None
+    else:
+        method = from_text(registry, text)
+    given = _given(type(method), settings or {})
+    return type(method).from_dict(method.to_dict() | given) if given else method
 
 
-def _read_data(text: str) -> Any:
+def _read_data(text: str) -> "DatasetBundle":
+    """A data set by name, as in "cluttered-digits:seed=1", by JSON form, or a path to own pictures."""
     from core.bundles import DATASETS
+    from core.weights import load_dataset
 
-    return _read_method(DATASETS, text)
+    own = text not in DATASETS and Path(text).exists()
+    return load_dataset(Path(text) if own else _read_method(DATASETS, text))
 
 
 def _read_recipe(path: Path) -> "Recipe":
@@ -814,7 +811,12 @@ def _run() -> "Run":
 
 def _application(arguments: Sequence[str]) -> typer.Typer:
     """The commands; the one that `arguments` ask for has its declared options too."""
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, help=(__doc__ or "").split("\n\n")[0])
+    app = typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        help=(__doc__ or "").split("\n\n")[0],
+    )
     app.callback()(lambda: None)
     asked = next((a for a in arguments if not a.startswith("-")), None)
     for name, command in COMMANDS.items():

@@ -5,6 +5,7 @@ A method is a frozen dataclass and its fields are its hyper-parameters. `number`
 list exists in which a parameter could be missing.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -241,3 +242,16 @@ def from_dict(registry: Registry, values: Any) -> Any:
     if not isinstance(values, Mapping) or not isinstance(values.get("method"), str):
         raise ParameterError(f"a {registry.kind} needs a 'method' name, got {brief(values)}")
     return registry[values["method"]].from_dict(values)
+
+
+def from_text(registry: Registry, text: str) -> Any:
+    """The method that a short text names, hyper-parameters after a colon: "mlp:hidden=16,depth=3"."""
+    name, _, rest = text.partition(":")
+    values: dict[str, Any] = {}
+    for pair in filter(None, rest.split(",")):
+        key, _, written = pair.partition("=")
+        try:
+            values[key] = json.loads(written)
+        except ValueError:
+            values[key] = written  # an option's name; the domain judges it
+    return registry[name].from_dict(values)
