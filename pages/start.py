@@ -14,6 +14,7 @@ st.html(
 opening = st.container(border=True, key="opening")
 
 from view import charts, engine, findings, lessons
+from view.progress import watched
 
 scene = engine.default()
 with opening:
@@ -24,16 +25,10 @@ with opening:
 st.html(charts.heading("Four things to try", "each opens a page; Back returns here"))
 lessons.cards(scene)
 
-found = findings.finding(scene.key, scene)
+run = watched(lambda progress: result.html(f'<p class="ps-lede">Measuring: {progress.fraction:.0%}</p>'))
+found = findings.finding(scene, run)
 result.html(lessons.opening(scene, found))
+nouns = lessons.nouns(scene, found)
 with left:
-    plan = found.plan.to_text(scene.whatif.sliders)
-    frame.goto(
-        lessons.ATTRIBUTIONS,
-        "See this picture in full",
-        icon=":material/visibility:",
-        model=scene.key,
-        plan=plan,
-        image=found.place,
-    )
+    frame.goto(lessons.ATTRIBUTIONS, "See this picture in full", icon=":material/visibility:", **nouns)
 right.html(lessons.evidence(scene, found))

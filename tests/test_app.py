@@ -54,7 +54,7 @@ def test_moving_a_slider_changes_plan_link_and_accuracy(app):
     slider.set_value(100).run()
     assert not test.exception
     assert accuracy(test) < before
-    assert test.query_params["plan"] == ["remove:filter-l2:1"]
+    assert test.query_params["plan"] == "remove:filter-l2:1"
     next(b for b in test.button if b.key == "undo").click().run()
     assert accuracy(test) == before
 

@@ -12,8 +12,10 @@ from PIL import Image
 from core.agreement import State, is_dead
 from core.criterion import CRITERIA
 from core.errors import UserError
+from core.method import Number
 from core.recipe import COMPRESSORS
-from view import pictures
+from view import charts, pictures
+from view.forms import log_steps
 from view.state import DEPTH, History
 from view.url import LONGEST, Nouns, from_query, link, method_from_text, method_to_text, to_query
 
@@ -39,7 +41,9 @@ def test_the_untouched_state_has_a_clean_link():
     assert link("/prune", Nouns(image=3, seed=2)) == "/prune?img=3&seed=2"
 
 
-@pytest.mark.parametrize("text", ["-1", "1e3", "three", "", "99999999999", "2147483648", "１２", "0x10"])
+@pytest.mark.parametrize(
+    "text", ["-1", "1e3", "three", "", "99999999999", "2147483648", "\uff11\uff12", "0x10"]
+)
 def test_a_garbled_number_gives_the_default_and_is_named(text):
     nouns, problems = from_query({"img": text, "seed": "7"})
     assert nouns == Nouns(seed=7)
@@ -172,3 +176,128 @@ def test_grey_pictures_get_three_channels_and_colour_keeps_its_order():
 def test_every_state_of_a_map_without_pattern_has_a_panel_and_no_other_has():
     for name in get_args(State):
         assert is_dead(name) == (name in pictures.PANELS)
+
+
+def form_script():
+    """One widget of every kind of declaration; what they say is kept in the session."""
+    from dataclasses import dataclass
+
+    import streamlit as st
+
+    from core.criterion import CRITERIA
+    from core.method import Method, choice, flag, nested, number, per_layer
+    from view import forms
+
+    @dataclass(frozen=True)
+    class Everything(Method):
+        """Says everything."""
+
+        name = "everything"
+        steps: int = number(5, 1, 50, 1, help="Whole")
+        rate: float = number(0.1, 0.001, 1.0, 0.001, scale="log", help="Logarithmic")
+        seed: int = number(0, 0, 2**31 - 1, 1, help="Too many steps for a slider")
+        kind: str = choice("one", "two", help="One of two")
+        quiet: bool = flag(False, help="Yes or no")
+        criterion: object = nested(CRITERIA, "magnitude", help="Another method")
+        layers: tuple = per_layer(0.0, 1.0, 0.01, help="Per layer")
+
+    if "method" not in st.session_state:
+        st.session_state["method"] = Everything()
+
+    def save(method):
+        st.session_state["method"] = method
+
+    forms.configure(lambda: st.session_state["method"], save, "form", ["conv1", "conv2"])
+
+
+@pytest.fixture
+def form():
+    from streamlit.testing.v1 import AppTest
+
+    return AppTest.from_function(form_script, default_timeout=60).run()
+
+
+def test_a_form_has_a_widget_for_every_declaration_and_shows_its_values(form):
+    assert not form.exception
+    assert [s.label for s in form.slider] == ["Steps"]
+    assert [s.label for s in form.select_slider] == ["Rate"]
+    assert [n.label for n in form.number_input] == ["Seed"]
+    assert [s.label for s in form.selectbox] == ["Kind", "Criterion"]
+    assert [t.label for t in form.toggle] == ["Quiet"]
+    assert [m.label for m in form.multiselect] == ["Layers"]
+    assert form.select_slider[0].value == 0.1
+
+
+def test_several_changes_in_one_breath_all_count(form):
+    form.slider[0].set_value(7)
+    form.number_input[0].set_value(12)
+    form.toggle[0].set_value(True)
+    form.run()
+    method = form.session_state["method"]
+    assert (method.steps, method.seed, method.quiet, method.kind) == (7, 12, True, "one")
+
+
+def test_a_nested_method_and_values_of_single_layers_are_chosen_in_the_form(form):
+    form.selectbox[1].set_value("random").run()
+    assert form.session_state["method"].criterion.name == "random"
+    form.multiselect[0].set_value(["conv2"]).run()
+    next(s for s in form.slider if s.label == "conv2").set_value(0.25).run()
+    assert form.session_state["method"].layers == (("conv2", 0.25),)
+
+
+def test_a_logarithmic_slider_stops_at_1_2_5_the_ends_and_the_present_value():
+    stops = log_steps(Number(0.001, 1.0, 0.001, "", scale="log"), 0.03)
+    assert stops == [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0]
+    assert log_steps(Number(1, 100, 1, "", scale="log"), 7) == [1, 2, 5, 7, 10, 20, 50, 100]
+
+
+def test_differences_are_points_with_an_ascii_sign_and_never_minus_zero():
+    assert charts.points(-0.0123) == "-1.2 points"
+    assert charts.points(0.05) == "+5.0 points"
+    assert charts.points(-0.0001) == "0.0 points"
+    assert charts.span((-0.016, 0.001), signed=True) == "[-1.6, +0.1]"
+
+
+def test_a_change_is_grey_while_its_interval_holds_zero():
+    assert charts.tone((-0.01, 0.02)) == "grey"
+    assert charts.tone((0.0, 0.0)) == "grey"
+    assert charts.tone((-0.03, -0.01)) == "loss"
+    assert charts.tone((0.01, 0.03)) == "kept"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (269722, "270 k"), (40_552_000, "40.6 M"), (9_999, "9,999"), (999_900, "1.00 M")],
+)
+def test_large_numbers_are_short(number, text):
+    assert charts.count(number) == text
+
+
+def test_bars_are_as_wide_as_their_share_and_as_high_as_what_is_kept():
+    drawn = charts.bars([charts.Bar("a", 30, 1.0, ""), charts.Bar("b", 10, 0.4, "")], "weights")
+    assert "flex-grow:75.000" in drawn
+    assert "flex-grow:25.000" in drawn
+    assert "height:40.0%" in drawn
+    assert "1 of 2 are pruned; the most in b, which keeps 40 %" in drawn
+
+
+def test_what_comes_from_names_is_escaped():
+    evil = '<img src=x onerror="alert(1)">'
+    drawn = [
+        charts.bars([charts.Bar(evil, 1, 0.5, evil)], evil),
+        charts.cards([charts.Card(evil, evil, evil, "grey", (evil,), evil)]),
+        charts.heading(evil, evil),
+        charts.between([charts.Between(evil, 0.5, 0.1, 0.9, help=evil)]),
+        charts.figure(None, evil, evil, evil),
+    ]
+    assert not any(evil in each for each in drawn)
+
+
+def test_a_score_lies_between_floor_and_ceiling_on_its_own_scale():
+    drawn = charts.between(
+        [charts.Between("Shift", 5.0, 20.0, 0.5, low=40.0, high=0.0, format=".1f", unit="pixels")]
+    )
+    assert "left:87.5%" in drawn  # no shift at the right end
+    assert "width:50.0%" in drawn
+    assert "5.0 pixels" in drawn
+    assert "none" in charts.between([charts.Between("Score", float("nan"), None, None)])

@@ -70,11 +70,11 @@ def tone(interval: tuple[float, float]) -> Tone:
 
 
 def count(number: float) -> str:
-    """1234567 -> "1.23 M"; whole below 10,000."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(number) >= size:
-            scaled = number / (1e3 if unit == "k" else size)
-            return f"{scaled:.3g} {unit}" if abs(scaled) < 999.5 else f"{scaled:.0f} {unit}"
+    """Three digits and a unit, whole below 10,000: 269722 -> "270 k", 40550000 -> "40.6 M"."""
+    for unit, size in (("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12)):
+        scaled = number / size
+        if (scaled >= 9.9995 and scaled < 999.5) or (unit != "k" and 0.9995 <= scaled < 999.5):
+            return f"{scaled:.{max(0, 2 - len(str(int(scaled))) + 1)}f} {unit}"
     return f"{number:,.0f}"
 
 

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-import streamlit as st
 
-from core.attribution import ATTRIBUTIONS
+from core.attribution import ATTRIBUTIONS, AttributionMethod
 from core.criterion import CRITERIA
 from core.plan import Plan
 from core.run import Run
@@ -35,11 +34,20 @@ class Finding:
         return self.answer.n - len(self.answer.change.changed)
 
 
-@st.cache_resource(show_spinner=False, max_entries=4)
-def finding(key: str, _scene: Scene) -> Finding:
-    """Zero the weights of smallest magnitude anywhere in the network `key`, and compare."""
-    plan = _scene.whatif.preset("global", "weights", CRITERIA[CRITERION](), SPARSITY)
-    answer = _scene.whatif.exact(plan)
-    found = maps.gallery(_scene, plan, ATTRIBUTIONS[maps.DEFAULT](), COMPARED, Run())
+def method() -> AttributionMethod:
+    """Coarse enough to be quick on any machine."""
+    return ATTRIBUTIONS["integrated-gradients"](steps=16)
+
+
+def finding(scene: Scene, run: Run) -> Finding:
+    """Zero the weights of smallest magnitude anywhere in the network of `scene`, and compare.
+
+    Answers and maps are remembered by those who compute them, so the second visit is quick.
+    """
+    plan = scene.whatif.preset("global", "weights", CRITERIA[CRITERION](), SPARSITY)
+    with run.step(0, 2):
+        *_, answer = scene.whatif.answer(plan, run)
+    with run.step(1, 2):
+        found = maps.gallery(scene, plan, method(), COMPARED, run)
     place, a, b, _ = found[0]
     return Finding(plan, answer, place, a, b, tuple(score for *_, score in found))

@@ -9,7 +9,8 @@ import streamlit as st
 from core.plan import Plan
 from view import charts, engine, frame, pictures
 from view.engine import Scene
-from view.findings import SPARSITY, Finding
+from view.findings import SPARSITY, Finding, method
+from view.url import method_to_text
 
 PRUNE, ATTRIBUTIONS = "pages/prune.py", "pages/attributions.py"
 TAGGED = "cluttered-digits-shortcut"  # data with a coloured tag that names the class
@@ -107,3 +108,9 @@ def evidence(scene: Scene, found: Finding) -> str:
         drawn = pictures.signed(values, end)
         shown.append(charts.figure(drawn, f"Evidence {name}", "", f"Attribution map {name} pruning", role))
     return f'<div class="ps-row ps-three">{"".join(shown)}</div>'
+
+
+def nouns(scene: Scene, found: Finding) -> dict[str, Any]:
+    """What the Attributions page needs to show the same picture and the same maps."""
+    plan = found.plan.to_text(scene.whatif.sliders)
+    return {"model": scene.key, "plan": plan, "image": found.place, "attribution": method_to_text(method())}
