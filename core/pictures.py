@@ -147,14 +147,15 @@ def _folder(root: Path) -> Iterator[tuple[str, str, bytes | None]]:
 def _archive(source: Path | bytes) -> Iterator[tuple[str, str, bytes | None]]:
     try:
         with zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source) as archive:
+            folders = [PurePosixPath(entry.filename) for entry in archive.infolist() if entry.is_dir()]
+            wrappings = {folder.parent for folder in folders}  # what holds folders is no class
             for entry in sorted(archive.infolist(), key=lambda entry: entry.filename):
                 path = PurePosixPath(entry.filename)
                 if any(part.startswith((".", "__MACOSX")) for part in path.parts):
                     continue
-                if entry.is_dir():
-                    if not any(path == PurePosixPath(p).parent for p in _folders(archive)):
-                        yield path.name, entry.filename, None
-                elif path.suffix.lower() in SUFFIXES and path.parent.name:
+                if entry.is_dir() and path not in wrappings:
+                    yield path.name, entry.filename, None
+                elif path.suffix.lower() in SUFFIXES and path.parent.name and not entry.is_dir():
                     with archive.open(entry) as file:  # never more than the limit, whatever the head claims
                         yield path.parent.name, entry.filename, file.read(MOST_BYTES + 1)
     except FileNotFoundError:
@@ -163,11 +164,6 @@ def _archive(source: Path | bytes) -> Iterator[tuple[str, str, bytes | None]]:
         ) from None
     except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, OSError) as error:
         raise PictureError(f"pictures: must be a folder or a readable zip file ({error})") from error
-
-
-def _folders(archive: zipfile.ZipFile) -> list[str]:
-    """The names of its folders: one that holds folders is a wrapping, not a class."""
-    return [name for name in archive.namelist() if name.endswith("/")]
 
 
 def _bundle(

@@ -30,8 +30,9 @@ from core.bundles import (
 from core.checkpoint import KEY, UPLOAD_BYTES, Checkpoint, Head, open_checkpoint
 from core.errors import CheckpointError, UserError
 from core.layers import bake
-from core.method import Choice, Flag, from_dict
+from core.method import from_dict
 from core.pictures import read_pictures
+from core.program import load_program
 from core.registry import unknown
 from core.structure import describe, rebuild
 
@@ -72,32 +73,6 @@ def _dataset(source: DatasetSource, directory: Path) -> DatasetBundle:
     return source.load()
 
 
-def architecture(model: str | Architecture) -> Architecture:
-    """The architecture of that name; parameters follow a colon: "vgg11-bn:width=0.25,..."."""
-    if isinstance(model, Architecture):
-        return model
-    name, _, text = model.partition(":")
-    values: dict[str, Any] = {}
-    for pair in filter(None, text.split(",")):
-        key, _, value = pair.partition("=")
-        domain = MODELS[name].domains().get(key)
-        if isinstance(domain, Choice):
-            values[key] = value
-        elif isinstance(domain, Flag):
-            values[key] = {"true": True, "false": False}.get(value, value)
-        else:
-            values[key] = _number(value)
-    return MODELS[name].from_dict(values)
-
-
-def _number(text: str) -> float | str:
-    try:
-        value = float(text)
-    except ValueError:
-        return text  # which the parameter's domain will name in its sentence
-    return int(value) if value.is_integer() else value
-
-
 def shipped() -> tuple[Shipped, ...]:
     """The networks in `assets/weights`, the default one first."""
     found = []
@@ -108,24 +83,30 @@ def shipped() -> tuple[Shipped, ...]:
 
 
 def load_model(
-    model: str | Architecture, data: str | None = None, weights: Path | None = None
+    model: str | Architecture, data: str | DatasetBundle | None = None, weights: Path | None = None
 ) -> ModelBundle:
     """A trained network, ready to use: the shipped one, or `model` with the weights of a file.
 
     Files saved by `save_model` know their architecture and data; of other files (state dicts as
-    .safetensors, .pt, .pth, .th or .npz) `data` says which data set the weights are for. `model` may
-    carry parameters, see `architecture`.
+    .safetensors, .pt, .pth, .th or .npz) `data` says which data set the weights are for. A .pt2 file,
+    which torch.export wrote, is a network of its own, and `model` is not looked at.
 
     Raises:
         CheckpointError: nothing is shipped for this pair; or the file is damaged, holds code, does not
             fit or has weights that are not finite numbers.
     """
     if weights is None:
-        weights = _find_shipped(model, data).path
+        weights = _find_shipped(model, data.name if isinstance(data, DatasetBundle) else data).path
+    if weights.suffix.lower() == ".pt2":
+        if data is None:
+            raise CheckpointError(f"{weights.name}: does not say which data set it is for; name one")
+        return load_program(weights, _bundle(data))
     return _load(open_checkpoint(weights), model, data)
 
 
-def load_upload(model: str | Architecture, data: str, name: str, content: bytes) -> ModelBundle:
+def load_upload(
+    model: str | Architecture, data: str | DatasetBundle | None, name: str, content: bytes
+) -> ModelBundle:
     """`load_model` of a file that came through a browser, of at most `UPLOAD_BYTES`; `name` is its name."""
     if len(content) > UPLOAD_BYTES:
         most, got = f"{UPLOAD_BYTES / 1e6:.0f} MB", f"{len(content) / 1e6:.1f} MB"
@@ -159,7 +140,7 @@ def save_model(
     """
     from safetensors.torch import save_file
 
-    data = dataset if isinstance(dataset, DatasetBundle) else load_dataset(dataset)
+    data = _bundle(dataset)
     plain = bake(copy.deepcopy(model).to("cpu")).eval().requires_grad_(False)
     about = {
         "format": FORMAT,
@@ -226,13 +207,14 @@ def _about(checkpoint: Checkpoint) -> _About:
 
 
 def _find_shipped(model: str | Architecture, data: str | None) -> Shipped:
-    wanted = architecture(model)
-    plain = isinstance(model, str) and ":" not in model  # any member of the family will do
+    """The shipped weights of exactly this member of the family, else of any where none was singled out."""
+    wanted = MODELS[model]() if isinstance(model, str) else model
     everything = shipped()
-    for item in everything:
-        fits = item.model.name == wanted.name if plain else item.model == wanted
-        if fits and data in (None, item.dataset):
-            return item
+    fitting = [item for item in everything if data in (None, item.dataset)]
+    exact = [item for item in fitting if item.model == wanted]
+    related = [item for item in fitting if item.model.name == wanted.name and wanted == type(wanted)()]
+    if exact or related:
+        return (exact or related)[0]
     if data is not None and data not in DATASETS:
         raise CheckpointError(unknown("data set", data, DATASETS))
     known = ", ".join(f"{item.model.name} on {item.dataset}" for item in everything) or "none yet"
@@ -242,29 +224,34 @@ def _find_shipped(model: str | Architecture, data: str | None) -> Shipped:
     )
 
 
-def _load(checkpoint: Checkpoint, model: str | Architecture, data: str | None) -> ModelBundle:
+def _load(checkpoint: Checkpoint, model: str | Architecture, data: str | DatasetBundle | None) -> ModelBundle:
     name = checkpoint.path.name
-    wanted = architecture(model)
+    wanted = MODELS[model]() if isinstance(model, str) else model
     if checkpoint.about is not None:
         about = _about(checkpoint)
         if about.architecture.name != wanted.name:
             raise CheckpointError(f"{name}: is a {about.architecture.name}, not a {wanted.name}")
-        if data is not None and data != about.dataset:
-            _check_alike(name, about, load_dataset(data))
+        if data not in (None, about.dataset):
+            _check_alike(name, about, seen := _bundle(data))
+            data = seen.name
         wanted, structure, provenance = about.architecture, about.structure, about.provenance
         shape, classes, dataset = about.shape, about.classes, data or about.dataset
     else:
         if data is None:
             raise CheckpointError(f"{name}: does not say which data set it is for; name one")
-        loaded = load_dataset(data)
-        shape, classes, dataset, structure = loaded.shape, len(loaded.classes), data, {}
-        provenance = {"file": name}
+        seen = _bundle(data)
+        shape, classes, dataset = seen.shape, len(seen.classes), seen.name
+        structure, provenance = {}, {"file": name}
     network = rebuild(wanted.outline(shape, classes), structure)
     names = _match(checkpoint, network, wanted)
     network = _fill(network, checkpoint, names)
     if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
         raise CheckpointError(f"{name}: {wanted.name} needs numbers that a file of weights does not hold")
     return ModelBundle(network.eval().requires_grad_(False), wanted, dataset, provenance)
+
+
+def _bundle(data: str | DatasetSource | DatasetBundle) -> DatasetBundle:
+    return data if isinstance(data, DatasetBundle) else load_dataset(data)
 
 
 def _check_alike(name: str, about: _About, data: DatasetBundle) -> None:
