@@ -152,6 +152,24 @@ def test_help_of_a_method_shows_its_options(name, capsys):
     assert all(cli._flag_name(field) in shown for field in COMPRESSORS[name].domains())
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["prune-weights", "--sparsity", "0.3", "--scope", "global"],
+        ["prune-weights:sparsity=0.3,scope=global"],
+        ["prune-weights:sparsity=0.9", "--sparsity", "0.3", "--scope", "global"],
+        ['{"method":"prune-weights","sparsity":0.3,"scope":"global"}'],
+    ],
+    ids=["options", "after a colon", "options win", "JSON"],
+)
+def test_a_method_can_be_written_in_three_ways(typed, monkeypatch):
+    done: list[Recipe] = []
+    monkeypatch.setattr(cli, "_carry_out", lambda loaded, recipe, *rest: done.append(recipe))
+    monkeypatch.setattr(cli, "_load", lambda *names: None)
+    assert cli.main(["compress", "mlp", *typed]) == 0
+    assert done == [Recipe((COMPRESSORS["prune-weights"](sparsity=0.3, scope="global"),), 0)]
+
+
 def test_options_may_stand_before_the_names(weights, capsys):
     words = ["--sparsity", "0.5", "mlp", "--weights", weights, "prune-weights"]
     early = call(capsys, "compress", *words)
@@ -319,9 +337,14 @@ MISTAKES = [
     ("compress mlp prune-weights --scope everywhere", "scope must be one of layer, global"),
     ("compress mlp prune-weights --criterion magnitud", "did you mean 'magnitude'"),
     ("compress mlp prune-weights --criterion {", "must be a name or JSON"),
-    ('compress mlp prune-weights --criterion {"method":"magnitude","x":1}', "magnitude: no parameter is called 'x'"),
+    (
+        'compress mlp prune-weights --criterion {"method":"magnitude","x":1}',
+        "magnitude: no parameter is called 'x'",
+    ),
     ("compress mlp prune-weights --layers linear1", "must be LAYER=NUMBER, got 'linear1'"),
     ("compress mlp prune-weights --sparsty 0.5", "No such option: --sparsty"),
+    ("compress mlp prune-weights:sparsty=0.5", "did you mean 'sparsity'"),
+    ("compress mlp prune-weights --data cluttered-digits", "was trained on digits"),
     ("compress mlp", "METHOD"),
     ("evaluate mlp --data digit", "did you mean 'digits'"),
     ("evaluate mlp --weights absent.safetensors", "absent.safetensors"),
@@ -374,7 +397,7 @@ def test_a_file_that_is_no_recipe_is_answered_with_one_sentence(content, weights
 
 def shell(*words: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "cli.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=120, **options
+        [sys.executable, "cli.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=300, **options
     )
 
 
