@@ -30,7 +30,7 @@ from core.bundles import (
 from core.checkpoint import KEY, UPLOAD_BYTES, Checkpoint, Head, open_checkpoint
 from core.errors import CheckpointError, UserError
 from core.layers import bake
-from core.method import from_dict
+from core.method import from_dict, from_text
 from core.pictures import read_pictures
 from core.program import load_program
 from core.registry import unknown
@@ -57,7 +57,7 @@ class Shipped:
 
 
 def load_dataset(source: str | Path | DatasetSource) -> DatasetBundle:
-    """The data set of that name or kind, read once per process; the last few are kept.
+    """The data set of that name (parameters may follow a colon), read once per process.
 
     A `Path` is a folder or zip file of a person's own pictures. Text from a browser is a `str`, so it
     cannot name a file.
@@ -65,7 +65,7 @@ def load_dataset(source: str | Path | DatasetSource) -> DatasetBundle:
     with _LOADING:
         if isinstance(source, Path):
             return read_pictures(source)
-        return _dataset(DATASETS[source]() if isinstance(source, str) else source, data_directory())
+        return _dataset(from_text(DATASETS, source) if isinstance(source, str) else source, data_directory())
 
 
 @lru_cache(maxsize=4)
@@ -208,7 +208,7 @@ def _about(checkpoint: Checkpoint) -> _About:
 
 def _find_shipped(model: str | Architecture, data: str | None) -> Shipped:
     """The shipped weights of exactly this member of the family, else of any where none was singled out."""
-    wanted = MODELS[model]() if isinstance(model, str) else model
+    wanted = from_text(MODELS, model) if isinstance(model, str) else model
     everything = shipped()
     fitting = [item for item in everything if data in (None, item.dataset)]
     exact = [item for item in fitting if item.model == wanted]
@@ -226,7 +226,7 @@ def _find_shipped(model: str | Architecture, data: str | None) -> Shipped:
 
 def _load(checkpoint: Checkpoint, model: str | Architecture, data: str | DatasetBundle | None) -> ModelBundle:
     name = checkpoint.path.name
-    wanted = MODELS[model]() if isinstance(model, str) else model
+    wanted = from_text(MODELS, model) if isinstance(model, str) else model
     if checkpoint.about is not None:
         about = _about(checkpoint)
         if about.architecture.name != wanted.name:

@@ -14,8 +14,8 @@ from core.models.torchvision_classifiers import NETWORKS
 CIFAR = (3, 32, 32)
 ONE_PER_FAMILY = """
     alexnet convnext_tiny densenet121 efficientnet_b0 googlenet inception_v3 maxvit_t mnasnet0_5 mobilenet_v2
-    mobilenet_v3_small regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_0 swin_t swin_v2_t
-    vgg11 vit_b_32 wide_resnet50_2
+    mobilenet_v3_small regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_0 swin_t
+    swin_v2_t vgg11 vit_b_32 wide_resnet50_2
     """
 OWN = [name for name in MODELS if name != "torchvision"]
 
