@@ -124,7 +124,7 @@ def test_taylor_is_the_squared_slope_of_a_gate(plain_model, tiny_data, layer, ga
 def test_taylor_equals_gradient_times_parameters_of_the_batch_norm(tiny_model, tiny_data):
     """The paper's form: (gradient x scale + gradient x shift)^2, one picture at a time."""
     few = tiny_data.train.take(slice(0, 6))
-    scores = rank(Taylor(images=6), tiny_model, Setting(few, few, tiny_model)).scores
+    scores = rank(Taylor(images=6, batch_size=1), tiny_model, Setting(few, few, tiny_model)).scores
     for name, norm in {"conv1": tiny_model.bn1, "layer2.0.conv2": tiny_model.layer2[0].bn2}.items():
         expected = torch.zeros(len(norm.weight))
         for image, label in zip(few.images, few.labels, strict=True):
@@ -151,7 +151,7 @@ def test_snip_is_the_slope_of_a_mask_on_one_weight(plain_model, tiny_data):
 
 
 @pytest.mark.parametrize(
-    "criterion", [SNIP(images=48), Taylor(images=48), AveragePercentageOfZeros(images=24)]
+    "criterion", [SNIP(images=48), Taylor(images=48, batch_size=1), AveragePercentageOfZeros(images=24)]
 )
 def test_scores_on_all_pictures_do_not_depend_on_the_seed(tiny_model, setting, criterion):
     first, second = (rank(criterion, tiny_model, setting, seed=seed).scores for seed in (0, 1))

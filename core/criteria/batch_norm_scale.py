@@ -44,13 +44,13 @@ class BatchNormScale(Criterion):
             )
         spreads = _spreads(private, {name: layers[name] for name in layers if name not in norms}, images)
         run.report(1.0, "Reading batch norms")
-        scales = {name: _scale(norm, len(layers[name].weight)) for name, norm in norms.items()}
+        scales = {name: _scale(norm).to(run.device) for name, norm in norms.items()}
         return {name: (scales | spreads)[name] for name in layers}
 
 
-def _scale(norm: nn.Module, width: int) -> Tensor:
+def _scale(norm: nn.Module) -> Tensor:
     """Absolute scale (O,) of a batch norm; ones where it has no parameters."""
-    return torch.ones(width) if norm.weight is None else norm.weight.detach().abs().clone()
+    return torch.ones(norm.num_features) if norm.weight is None else norm.weight.detach().abs()
 
 
 def _spreads(model: nn.Module, layers: dict[str, nn.Module], images: Tensor) -> Scores:

@@ -22,13 +22,13 @@ class Taylor(Criterion):
     """The squared first-order change of the loss when the filter is switched off.
 
     Every filter's output is multiplied by a gate of 1, after its batch norm where one follows; the
-    score is the mean over pictures of (dE/dgate)^2, E the cross-entropy. By the chain rule dE/dgate
+    score is the mean over minibatches of (dE/dgate)^2, E the mean cross-entropy. By the chain rule dE/dgate
     is the sum of gradient x weight over the parameters that the gate scales: scale and shift of the
     batch norm, else the filter and its bias. This is the group form of the 2019 paper, not the mean
     activation x gradient of 2017 (arXiv:1611.06440).
 
-    The paper squares the mean gradient of a minibatch; `batch_size` above 1 does that. By default
-    each picture is squared on its own, since in a trained network gradients of pictures cancel.
+    As in the paper the gradient is the mean over a minibatch, squared, and averaged over minibatches.
+    Gradients of single pictures partly cancel in that mean; `batch_size` 1 squares each on its own.
 
     Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019,
     arXiv:1906.10771, sections 3.1 and 3.2.
@@ -38,7 +38,7 @@ class Taylor(Criterion):
     grain: ClassVar[Grain] = "filter"
 
     images: int = number(256, 1, 10000, 1, help="Training pictures on which gradients are taken")
-    batch_size: int = number(1, 1, 256, 1, help="Pictures whose gradients are averaged before squaring")
+    batch_size: int = number(32, 1, 256, 1, help="Pictures whose gradients are averaged before squaring")
 
     def scores(self, model: nn.Module, setting: Setting, run: Run) -> Scores:
         private = private_copy(model, run.device)
