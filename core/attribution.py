@@ -6,7 +6,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from core.errors import ParameterError, UnsupportedModelError
 from core.method import Method, choice
@@ -74,10 +73,10 @@ def explain(
             f"{method.name}: images must be (N, C, H, W) with one target each, "
             f"got {tuple(images.shape)} and {tuple(targets.shape)}"
         )
-    maps = torch.full(images.shape, torch.nan)
-    if not len(images):
-        return maps
     with torch.inference_mode(False), torch.enable_grad():  # a caller's inference mode ends here
+        maps = torch.full(images.shape, torch.nan)
+        if not len(images):
+            return maps
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         images = images.detach().clone().to(device, torch.float32, memory_format=torch.channels_last)
         targets = targets.detach().clone().to(device, torch.int64)
@@ -144,6 +143,8 @@ def baseline(images: Tensor, kind: str) -> Tensor:
     "dark" the smallest value of each channel of the picture.
     """
     if kind == "blur":
+        from torchvision.transforms.functional import gaussian_blur  # takes seconds to load
+
         side = min(images.shape[2:])
         return gaussian_blur(images, kernel_size=2 * (side // 4) + 1, sigma=max(side / 8, 0.1))
     if kind == "dark":

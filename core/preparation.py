@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.errors import ParameterError, UnsupportedModelError
 from core.layers import bake
+from core.tracing import trace
 
 # Functions and tensor methods with a module twin -> (twin, names of the arguments after the first).
 _TWINS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
@@ -173,13 +174,12 @@ def _isolated(module: nn.Module) -> nn.Module | None:
 def _rewritten_graph(original: nn.Module) -> fx.GraphModule | None:
     """`original` as a traced graph with one module per activation; None if it cannot be traced."""
     try:
-        graph = fx.Tracer().trace(original)
-        network = fx.GraphModule(original, graph)
+        network = trace(original)
     except Exception:  # tracing runs the network's own code on symbols, so anything may come out
         return None
     _own_modules(network)
     _twin_modules(network)
-    graph.lint()
+    network.graph.lint()
     network.recompile()
     return network
 

@@ -6,9 +6,9 @@ from torch import Tensor
 from core.method import number
 
 
-def grid_field() -> int:
+def grid_field(side: int = 8) -> int:
     """The field of methods that work on superpixels."""
-    return number(8, 2, 32, 1, help="Superpixels along each side of the grid: 8 makes 64")
+    return number(side, 2, 32, 1, help="Superpixels along each side of the grid: 8 makes 64")
 
 
 def grid(images: Tensor, side: int) -> Tensor:

@@ -18,7 +18,7 @@ class KernelShap(AttributionMethod):
 
     The values of the superpixels add up to the logit of the picture minus that of the baseline.
     Every pixel of a superpixel has its value, in all channels. With fewer samples than superpixels
-    the fit is not unique.
+    the fit is not unique; Captum's coalitions take several hundred samples even for a grid of 6 x 6.
 
     Source: Lundberg and Lee, "A Unified Approach to Interpreting Model Predictions", NeurIPS 2017,
     arXiv:1705.07874, section 4.1.
@@ -29,7 +29,7 @@ class KernelShap(AttributionMethod):
     random: ClassVar[bool] = True
 
     samples: int = number(200, 10, 5000, 10, help="Coalitions of superpixels per picture")
-    side: int = grid_field()
+    side: int = grid_field(4)
     baseline: str = baseline_choice()
 
     def attribute(self, model: nn.Module, images: Tensor, targets: Tensor, run: Run) -> Tensor:
