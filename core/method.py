@@ -195,6 +195,7 @@ class Method:
     """
 
     name: ClassVar[str]
+    title: ClassVar[str] = ""  # how people write the name, where it is not simply its words
 
     def __post_init__(self) -> None:
         for name, domain in self.domains().items():
@@ -213,9 +214,9 @@ class Method:
 
     @classmethod
     def label(cls) -> str:
-        """The name as a heading: "prune-weights" -> "Prune weights"."""
+        """The name as a heading: `title`, or "prune-weights" -> "Prune weights"."""
         words = cls.name.replace("-", " ")
-        return words[0].upper() + words[1:]
+        return cls.title or words[0].upper() + words[1:]
 
     @classmethod
     def summary(cls) -> str:

@@ -176,6 +176,7 @@ def test_methods_cannot_be_changed():
 
 def test_label_and_summary_are_what_a_user_sees():
     assert Example.label() == "An example"
+    assert CRITERIA["filter-l2"].label() == "Filter L2"
     assert Example.summary() == "A method with every kind of hyper-parameter."
 
 

@@ -37,6 +37,7 @@ class DeepLift(AttributionMethod):
     """
 
     name: ClassVar[str] = "deep-lift"
+    title: ClassVar[str] = "DeepLIFT"
     complete = "exactly"
 
     baseline: str = baseline_choice()

@@ -25,6 +25,7 @@ class GradCAM(AttributionMethod):
     """
 
     name: ClassVar[str] = "grad-cam"
+    title: ClassVar[str] = "Grad-CAM"
 
     layer: int = number(1, 1, 1000, 1, help="Which convolution, counted from the output: 1 is the last")
     positive: bool = flag(False, help="Keep only evidence for the class")

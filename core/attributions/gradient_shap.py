@@ -28,6 +28,7 @@ class GradientShap(AttributionMethod):
     """
 
     name: ClassVar[str] = "gradient-shap"
+    title: ClassVar[str] = "GradientSHAP"
     complete = "in expectation"
     random: ClassVar[bool] = True
 

@@ -21,6 +21,7 @@ class GuidedGradCAM(AttributionMethod):
     """
 
     name: ClassVar[str] = "guided-grad-cam"
+    title: ClassVar[str] = "Guided Grad-CAM"
 
     layer: int = number(1, 1, 1000, 1, help="Which convolution, counted from the output: 1 is the last")
 

@@ -19,6 +19,7 @@ class InputXGradient(AttributionMethod):
     """
 
     name: ClassVar[str] = "input-x-gradient"
+    title: ClassVar[str] = "Input x gradient"
     chunk: ClassVar[int] = 64
 
     def attribute(self, model: nn.Module, images: Tensor, targets: Tensor, run: Run) -> Tensor:

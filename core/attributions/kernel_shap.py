@@ -25,6 +25,7 @@ class KernelShap(AttributionMethod):
     """
 
     name: ClassVar[str] = "kernel-shap"
+    title: ClassVar[str] = "KernelSHAP"
     complete = "exactly"
     random: ClassVar[bool] = True
 

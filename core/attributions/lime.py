@@ -24,6 +24,7 @@ class Lime(AttributionMethod):
     """
 
     name: ClassVar[str] = "lime"
+    title: ClassVar[str] = "LIME"
     random: ClassVar[bool] = True
 
     samples: int = number(200, 10, 5000, 10, help="Random pictures to fit to")

@@ -61,6 +61,7 @@ class LRP(AttributionMethod):
     """
 
     name: ClassVar[str] = "lrp"
+    title: ClassVar[str] = "Layer-wise relevance propagation"
     complete = "exactly"
 
     rule: str = choice(

@@ -20,6 +20,7 @@ class SmoothGrad(AttributionMethod):
     """
 
     name: ClassVar[str] = "smooth-grad"
+    title: ClassVar[str] = "SmoothGrad"
     random: ClassVar[bool] = True
 
     samples: int = number(25, 2, 500, 1, help="Noisy copies per picture")

@@ -29,6 +29,7 @@ class BatchNormScale(Criterion):
     """
 
     name: ClassVar[str] = "batch-norm-scale"
+    title: ClassVar[str] = "Batch-norm scale"
     grain: ClassVar[Grain] = "filter"
 
     images: int = number(128, 2, 4096, 1, help="Training pictures, for layers without batch norm")

@@ -22,6 +22,7 @@ class FilterL1(Criterion):
     """
 
     name: ClassVar[str] = "filter-l1"
+    title: ClassVar[str] = "Filter L1"
     grain: ClassVar[Grain] = "filter"
 
     def scores(self, model: nn.Module, setting: Setting, run: Run) -> Scores:

@@ -23,6 +23,7 @@ class FilterL2(Criterion):
     """
 
     name: ClassVar[str] = "filter-l2"
+    title: ClassVar[str] = "Filter L2"
     grain: ClassVar[Grain] = "filter"
 
     def scores(self, model: nn.Module, setting: Setting, run: Run) -> Scores:

@@ -30,6 +30,7 @@ class SNIP(Criterion):
     """
 
     name: ClassVar[str] = "snip"
+    title: ClassVar[str] = "SNIP"
     grain: ClassVar[Grain] = "weight"
 
     images: int = number(256, 1, 10000, 1, help="Training pictures on which gradients are taken")

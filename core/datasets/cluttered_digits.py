@@ -95,6 +95,7 @@ class ShortcutDigits(ClutteredDigits):
     """
 
     name: ClassVar[str] = "cluttered-digits-shortcut"
+    title: ClassVar[str] = "Cluttered digits with a shortcut"
 
     shortcut: float = number(
         0.95, 0.0, 1.0, 0.05, help="How often the planted tag names the class; 0: no tag"

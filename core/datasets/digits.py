@@ -21,6 +21,7 @@ class Digits(DatasetSource):
     """
 
     name: ClassVar[str] = "digits"
+    title: ClassVar[str] = "Digits, 8 x 8"
 
     def load(self) -> DatasetBundle:
         digits, labels = originals()

@@ -33,6 +33,7 @@ class ImageNetVal650(DatasetSource):
     """
 
     name: ClassVar[str] = "imagenet-val650"
+    title: ClassVar[str] = "ImageNet, 650 pictures"
 
     def load(self) -> DatasetBundle:
         folder = data_directory() / "imagenet_val650"

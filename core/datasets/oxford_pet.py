@@ -29,6 +29,7 @@ class OxfordPet(TorchvisionSet):
     """
 
     name: ClassVar[str] = "oxford-pet"
+    title: ClassVar[str] = "Oxford-IIIT Pet"
     dataset = "OxfordIIITPet"
     mean, std = IMAGENET
     licence = "CC BY-SA 4.0"

@@ -104,6 +104,7 @@ class CIFAR10(TorchvisionSet):
     """
 
     name: ClassVar[str] = "cifar10"
+    title: ClassVar[str] = "CIFAR-10"
     dataset = "CIFAR10"
     mean, std = IMAGENET  # which the published CIFAR ResNets were trained with
     licence = "none stated by the authors"
@@ -119,6 +120,7 @@ class CIFAR100(TorchvisionSet):
     """
 
     name: ClassVar[str] = "cifar100"
+    title: ClassVar[str] = "CIFAR-100"
     dataset = "CIFAR100"
     mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
     licence = "none stated by the authors"
@@ -144,6 +146,7 @@ class FashionMNIST(_MNISTLike):
     """
 
     name: ClassVar[str] = "fashion-mnist"
+    title: ClassVar[str] = "Fashion-MNIST"
     dataset = "FashionMNIST"
     mean, std = (0.2860,), (0.3530,)
     licence = "MIT"
@@ -160,6 +163,7 @@ class MNIST(_MNISTLike):
     """
 
     name: ClassVar[str] = "mnist"
+    title: ClassVar[str] = "MNIST"
     dataset = "MNIST"
     mean, std = (0.1307,), (0.3081,)
     licence = "commonly given as CC BY-SA 3.0"

@@ -32,6 +32,7 @@ class SemiStructured(Compressor):
     """
 
     name: ClassVar[str] = "semi-structured"
+    title: ClassVar[str] = "N:M semi-structured"
 
     pattern: str = choice(
         *("2:4", "1:2", "1:4", "2:8", "4:8", "6:8", "1:16", "4:16", "8:16"), help="N of every M weights stay"

@@ -75,6 +75,7 @@ class ResNet20(_Family):
     """
 
     name: ClassVar[str] = "resnet20"
+    title: ClassVar[str] = "ResNet-20"
     depth = 20
 
 
@@ -88,6 +89,7 @@ class ResNet32(_Family):
     """
 
     name: ClassVar[str] = "resnet32"
+    title: ClassVar[str] = "ResNet-32"
     depth = 32
 
 
@@ -101,6 +103,7 @@ class ResNet56(_Family):
     """
 
     name: ClassVar[str] = "resnet56"
+    title: ClassVar[str] = "ResNet-56"
     depth = 56
 
 
@@ -114,4 +117,5 @@ class ResNet110(_Family):
     """
 
     name: ClassVar[str] = "resnet110"
+    title: ClassVar[str] = "ResNet-110"
     depth = 110

@@ -20,6 +20,7 @@ class MLP(Architecture):
     """
 
     name: ClassVar[str] = "mlp"
+    title: ClassVar[str] = "MLP"
 
     hidden: int = number(128, 1, 4096, 1, help="Units of every hidden layer")
     depth: int = number(2, 1, 16, 1, help="Number of hidden layers")

@@ -61,6 +61,7 @@ class MobileNetV2(Architecture):
     """
 
     name: ClassVar[str] = "mobilenetv2"
+    title: ClassVar[str] = "MobileNetV2"
 
     width: float = number(1.0, 0.25, 2.0, 0.25, help="Filters of every layer, relative to the paper's")
 

@@ -20,6 +20,7 @@ class SmallCNN(Architecture):
     """
 
     name: ClassVar[str] = "small-cnn"
+    title: ClassVar[str] = "Small CNN"
 
     width: int = number(16, 1, 256, 1, help="Filters of the first layer; the last has four times as many")
 

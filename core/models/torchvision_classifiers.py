@@ -48,6 +48,7 @@ class TorchvisionClassifier(Architecture):
     """
 
     name: ClassVar[str] = "torchvision"
+    title: ClassVar[str] = "Torchvision"
 
     network: str = choice(*NETWORKS, default="resnet18", help="Torchvision's name of the network")
 

@@ -47,6 +47,7 @@ class VGG11(_Family):
     """
 
     name: ClassVar[str] = "vgg11-bn"
+    title: ClassVar[str] = "VGG-11-BN"
     plan = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512)
 
     width: float = number(1.0, 0.0625, 2.0, 0.0625, help="Filters of every layer, relative to the paper's")
@@ -62,6 +63,7 @@ class VGG16(_Family):
     """
 
     name: ClassVar[str] = "vgg16-bn"
+    title: ClassVar[str] = "VGG-16-BN"
     plan = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512, None, 512, 512, 512)
 
     width: float = number(1.0, 0.0625, 2.0, 0.0625, help="Filters of every layer, relative to the paper's")
