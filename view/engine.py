@@ -56,7 +56,7 @@ def whatif(key: str) -> WhatIf:
     return WhatIf(bundle(key), data, data.test)
 
 
-@st.cache_resource(max_entries=24, show_spinner=False)
+@st.cache_resource(max_entries=8, show_spinner=False)
 def network(key: str, plan: Plan) -> nn.Module:
     """The compressed network of a plan: one copy for all pages and readers, changed by none."""
     return whatif(key).model(plan)

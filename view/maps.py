@@ -21,7 +21,8 @@ from view import state as states
 from view.engine import Scene
 from view.url import method_from_text, method_to_text
 
-REMEMBERED = 600  # results of this module, all readers together; a map of 32 x 32 has 12 kB
+REMEMBERED_BYTES = 64 << 20  # of maps and logits, all readers together; a map of 32 x 32 has 12 kB
+SMALL = 4096  # bytes that anything but a tensor counts
 DEFAULT = "integrated-gradients"
 TARGETS = {"": "what A says", "label": "the label", "b": "what B says", "own": "A and B: each its own"}
 
@@ -42,9 +43,13 @@ def remember(key: Any, compute: Callable[[], Any]) -> Any:
         result = compute()
     with lock:
         held[key] = result
-        while len(held) > REMEMBERED:
+        while len(held) > 1 and sum(map(_bytes, held.values())) > REMEMBERED_BYTES:
             held.popitem(last=False)
     return result
+
+
+def _bytes(result: Any) -> int:
+    return result.nbytes if isinstance(result, Tensor) else SMALL
 
 
 def method() -> AttributionMethod:

@@ -17,6 +17,7 @@ from view import state as states
 from view.charts import Between
 from view.engine import Scene
 from view.maps import Pair
+from view.url import HIGHEST
 
 STRIP = (0.0, 0.3, 0.5, 0.7, 0.9)
 STYLES = ("map", "overlay", "magnitude")
@@ -27,10 +28,10 @@ def controls(scene: Scene, chosen: AttributionMethod) -> tuple[str, str]:
     with st.container(horizontal=True, vertical_alignment="bottom", key="reason-controls"):
         with st.container(width=230):
             forms.pick("Method", ATTRIBUTIONS, maps.method, maps.save_method, "attribution")
-        if chosen.domains():
-            with st.popover("Settings", icon=":material/tune:"):
-                st.caption(chosen.summary())
-                forms.configure(maps.method, maps.save_method, "attribution", [s.name for s in scene.sliders])
+        with st.popover("Settings", icon=":material/tune:"):
+            st.caption(chosen.summary())
+            forms.configure(maps.method, maps.save_method, "attribution", [s.name for s in scene.sliders])
+            _seed(chosen)
         _target(scene)
         scale = st.segmented_control(
             "Scale",
@@ -51,6 +52,21 @@ def controls(scene: Scene, chosen: AttributionMethod) -> tuple[str, str]:
             help="The signed map, the map over the grey picture, or its magnitude",
         )
     return scale, style
+
+
+def _seed(chosen: AttributionMethod) -> None:
+    """Where random numbers start, for methods that draw some."""
+    forms.held("seed", states.state().nouns.seed)
+    st.number_input(
+        "Seed",
+        0,
+        HIGHEST,
+        step=1,
+        key="seed",
+        disabled=not chosen.random,
+        help="Of random methods: equal seeds give equal maps. The others do not draw",
+        on_change=lambda: states.change(seed=st.session_state["seed"]),
+    )
 
 
 def _target(scene: Scene) -> None:

@@ -149,7 +149,7 @@ def exports(scene: Scene) -> None:
     """The plan as JSON that the shell replays, and as plain PyTorch."""
     st.download_button(
         "Recipe (JSON)",
-        lambda: scene.plan.recipe(states.state().nouns.seed).to_json(),
+        lambda: scene.plan.recipe().to_json(),
         "recipe.json",
         "application/json",
         help="Replayed by the shell: cli.py run",
