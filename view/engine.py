@@ -95,7 +95,7 @@ class Scene:
 
 
 def title(key: str) -> str:
-    """ "resnet20--cluttered-digits" -> "Resnet20 · Cluttered digits"."""
+    """ "resnet20--cluttered-digits" -> "ResNet-20 · Cluttered digits"."""
     each = shelf()[key]
     return f"{each.model.label()} · {DATASETS[each.dataset].label()}"
 

@@ -41,7 +41,7 @@ def _plan(scene: Scene) -> str:
 
 
 def words(scene: Scene) -> str:
-    """The plan in a few words: "Remove channels · Filter l2 · uniform 50 %"."""
+    """The plan in a few words: "Remove channels · Filter L2 · uniform 50 %"."""
     plan, levels = scene.plan, {scene.plan.sparsity(slider.name) for slider in scene.sliders}
     if scene.untouched:
         return "nothing removed"
