@@ -7,7 +7,6 @@ scale, as the pictures do. docs/attributions.md gives the reasons.
 """
 
 import copy
-import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -268,8 +267,3 @@ def _redraw(values: Tensor | None, generator: torch.Generator) -> None:
 def is_dead(each: State) -> bool:
     """Whether a map of this state has no pattern at all: a page shows a panel instead of a picture."""
     return each in _DEAD
-
-
-def mean_of(values: Tensor) -> float:
-    """The mean of what is not NaN; NaN if nothing is left."""
-    return values.nanmean().item() if len(values) else math.nan

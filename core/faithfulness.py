@@ -1,13 +1,13 @@
 """Does the network rest on the pixels that a map names? Curves and scores that ask the network."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
-from core.agreement import is_dead, mean_of, state
+from core.agreement import is_dead, state
 from core.attribution import AttributionMethod, baseline, channel_sum, explain
-from core.cost import metric
+from core.cost import Metric, metric
 from core.preparation import prepared
 from core.run import Run, seeded
 
@@ -50,10 +50,14 @@ class Faithfulness:
         "Largest relative change of the map within a small ball around the picture",
     )
 
+    @classmethod
+    def metrics(cls) -> dict[str, Metric]:
+        """Measure -> how it is shown."""
+        return {f.name: f.metadata["metric"] for f in fields(cls) if "metric" in f.metadata}
+
     def means(self) -> dict[str, float]:
         """Measure -> mean over the images with an answer."""
-        names = ("deletion_auc", "insertion_auc", "infidelity", "sensitivity")
-        return {name: mean_of(getattr(self, name)) for name in names}
+        return {name: getattr(self, name).nanmean().item() for name in self.metrics()}
 
 
 def faithfulness(
