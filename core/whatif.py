@@ -9,6 +9,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -34,7 +35,8 @@ REMEMBERED_BYTES = 64 << 20  # logits of finished answers that are kept
 
 T = TypeVar("T")
 
-_TURNS = threading.BoundedSemaphore(os.cpu_count() or 1)  # chunks computed at a time, all readers together
+# Chunks of all readers take turns here; one torch thread each, since two small ones beat a shared large one.
+_WORKERS = ThreadPoolExecutor(os.cpu_count() or 1, "what-if", lambda: torch.set_num_threads(1))
 
 
 @dataclass(frozen=True)
@@ -212,13 +214,12 @@ class WhatIf:
 
     def _run_original(self, run: Run) -> Tensor:
         """Logits (N, K) of the untouched network."""
+        parts, done = [], 0
         model = private_copy(self._module).to(memory_format=torch.channels_last)
-        starts = range(0, len(self._split), self._chunk)
-        every = torch.arange(len(self._split))
-        parts = [
-            self._forward(model, every[start : start + self._chunk])
-            for start in run.track(starts, "Running the original")
-        ]
+        for logits in self._forward(model, torch.arange(len(self._split))):
+            parts.append(logits)
+            done += len(logits)
+            run.report(done / len(self._split), "Running the original")
         return self._join(parts)
 
     def _tiers(self, plan: Plan, known: Answer | None, run: Run) -> Iterator[Answer]:
@@ -230,10 +231,9 @@ class WhatIf:
         for end in tier_ends(len(self._split)):
             if end < done or (known is not None and end == known.n):
                 continue
-            while done < end:
-                index = self._order[done : min(done + self._chunk, end)]
-                parts.append(self._forward(model, index))
-                done += len(index)
+            for logits in self._forward(model, self._order[done:end]):
+                parts.append(logits)
+                done += len(logits)
                 run.report(done / len(self._split), "Evaluating")
             parts = [self._join(parts)]
             answer = self._answer(plan, self._order[:end], parts[0])
@@ -276,9 +276,13 @@ class WhatIf:
             _cost=self.cost,
         )
 
-    def _forward(self, model: nn.Module, index: Tensor) -> Tensor:
-        with _TURNS:
+    def _forward(self, model: nn.Module, index: Tensor) -> Iterator[Tensor]:
+        """Logits of the images at `index`, chunk by chunk; closing the iterator drops what has not begun."""
+
+        def chunk(index: Tensor) -> Tensor:
             return forward(model, self._split.normalise(self._split.pixels[index]))
+
+        return _WORKERS.map(chunk, index.split(self._chunk) if len(index) else ())
 
 
 class Memory(Generic[T]):
