@@ -166,7 +166,7 @@ def test_half_a_block_cannot_go():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "count"), [("resnet18", 5), ("convnext_tiny", 18), ("mobilenet_v3_small", 6)]
+    ("name", "count"), [("resnet18", 5), ("convnext_tiny", 18), ("mobilenet_v3_small", 6), ("swin_t", 12)]
 )
 def test_torchvisions_residual_networks_lose_blocks_too(name, count):
     from torchvision.models import get_model
