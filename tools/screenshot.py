@@ -24,12 +24,14 @@ WIDTH, HEIGHT = 1366, 900  # pixels of the window
 PATIENCE = 180  # seconds
 SETTLED = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 
-# File name -> (address, colour scheme). The plan in the address says what was dragged.
+PLAN = "/prune?plan=weights%3Amagnitude%3A.1%2C.3x6%2C.5x6%2C.65x6"  # later layers lose more
+
+# File name -> (address, colour scheme).
 PICTURES = {
     "start": ("/", "light"),
-    "prune": ("/prune", "light"),
-    "prune-dark": ("/prune", "dark"),
-    "attributions": ("/attributions", "light"),
+    "prune": (PLAN, "light"),
+    "prune-dark": (PLAN, "dark"),
+    "attributions": (PLAN.replace("prune", "attributions", 1), "light"),
 }
 
 
