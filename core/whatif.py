@@ -19,14 +19,15 @@ from torch import Tensor, nn
 
 from core.bundles import DatasetBundle, ModelBundle, Setting, Split
 from core.cost import Cost, cost_at, output_positions
+from core.coupling import groups, output_layers
 from core.criterion import Criterion, Ranking
 from core.errors import ParameterError
 from core.evaluation import Change, change, correct, forward, wilson
+from core.groups import group_scores, normalised
 from core.layers import private_copy, require_prunable
 from core.plan import QUESTIONS, Plan, preset
 from core.registry import unknown
 from core.run import Run
-from core.surgery import group_scores, groups, normalised, output_layers
 
 STRATA = 50  # bands of the original's margin; a tier holds equally many images of each
 FIRST = 250  # images of the first answer; each later one has twice as many

@@ -13,12 +13,12 @@ from torch import nn
 
 from core import listing
 from core.bundles import MODELS, ModelBundle, Setting, Split
+from core.coupling import groups, output_layers
 from core.criterion import CRITERIA, Ranking
 from core.errors import ParameterError, RecipeError, UnsupportedModelError
 from core.layers import prunable
 from core.plan import PRESETS, QUESTIONS, Plan, preset
 from core.recipe import Recipe, compress
-from core.surgery import groups, output_layers
 
 SLIDERS = ("conv1", "layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1", "linear")
 PERCENTS = st.integers(0, 100).map(lambda n: n / 100)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
-from core import surgery
+from core import coupling, surgery
 from core.bundles import MODELS, Setting, Split
 from core.cost import cost
 from core.errors import ParameterError, UnsupportedModelError
@@ -128,7 +128,7 @@ def test_globally_the_smallest_relative_scores_go_wherever_they_are(effect, tiny
     for name, mask in masks.items():
         norms = [l1(tiny_model.get_submodule(name))]
         if effect == "remove":
-            group = next(g for g in surgery.groups(tiny_model, setting.train.images[:1]) if g.name == name)
+            group = next(g for g in coupling.groups(tiny_model, setting.train.images[:1]) if g.name == name)
             norms = [l1(tiny_model.get_submodule(layer)) for layer in group.layers]
         score = sum(norm / norm.mean() for norm in norms) / len(norms)
         gone += score[~mask].tolist()

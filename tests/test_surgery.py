@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from core import surgery
+from core import coupling, cutting, surgery
 from core.bundles import MODELS
 from core.cost import layer_macs
 from core.errors import ParameterError, UnsupportedModelError
+from core.groups import group_scores, normalised
 from core.layers import ChannelShortcut, apply_mask, bake, prunable
 from core.structure import describe, rebuild
 
@@ -63,7 +64,7 @@ def images(count: int = 4) -> Tensor:
 
 
 def test_the_groups_of_resnet20_are_its_three_trunks_and_nine_block_interiors():
-    groups = {group.name: group for group in surgery.groups(ours("resnet20"), EXAMPLE)}
+    groups = {group.name: group for group in coupling.groups(ours("resnet20"), EXAMPLE)}
     trunk = ("conv1", "layer1.0.conv2", "layer1.1.conv2", "layer1.2.conv2")
     assert groups["conv1"].layers == trunk
     assert groups["layer2.0.conv2"].layers == tuple(f"layer2.{i}.conv2" for i in range(3))
@@ -75,16 +76,18 @@ def test_the_groups_of_resnet20_are_its_three_trunks_and_nine_block_interiors():
 
 def test_a_plain_network_has_a_group_per_layer_but_none_for_the_logits():
     model = ours("small-cnn")
-    assert [group.layers for group in surgery.groups(model, EXAMPLE)] == [(f"conv{i}",) for i in (1, 2, 3, 4)]
-    assert surgery.output_layers(model, EXAMPLE) == ("linear",)
+    assert [group.layers for group in coupling.groups(model, EXAMPLE)] == [
+        (f"conv{i}",) for i in (1, 2, 3, 4)
+    ]
+    assert coupling.output_layers(model, EXAMPLE) == ("linear",)
 
 
 def test_a_network_that_ends_in_a_convolution_keeps_its_logits():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
-    assert surgery.output_layers(model, EXAMPLE) == ("2",)
-    assert [group.name for group in surgery.groups(model, EXAMPLE)] == ["0"]
+    assert coupling.output_layers(model, EXAMPLE) == ("2",)
+    assert [group.name for group in coupling.groups(model, EXAMPLE)] == ["0"]
 
 
 def test_logits_added_up_by_two_layers_keep_both():
@@ -98,8 +101,8 @@ def test_logits_added_up_by_two_layers_keep_both():
             return self.one(x) + F.relu(self.two(x))
 
     example = torch.randn(1, 3, 2, 2)
-    assert surgery.output_layers(TwoHeads(), example) == ("one", "two")
-    assert [group.name for group in surgery.groups(TwoHeads(), example)] == ["body"]
+    assert coupling.output_layers(TwoHeads(), example) == ("one", "two")
+    assert [group.name for group in coupling.groups(TwoHeads(), example)] == ["body"]
 
 
 def test_groups_change_nothing_in_the_callers_model_in_any_mode():
@@ -108,8 +111,8 @@ def test_groups_change_nothing_in_the_callers_model_in_any_mode():
     addresses = {name: value.data_ptr() for name, value in model.state_dict(keep_vars=True).items()}
     for context in (torch.no_grad(), torch.inference_mode(), torch.enable_grad()):
         with context:
-            surgery._cache.clear()
-            surgery.groups(model, EXAMPLE)
+            coupling._cache.clear()
+            coupling.groups(model, EXAMPLE)
     assert model.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -118,13 +121,13 @@ def test_groups_change_nothing_in_the_callers_model_in_any_mode():
 
 
 def test_a_second_copy_of_an_architecture_costs_next_to_nothing():
-    surgery._cache.clear()
-    first = surgery.groups(ours("resnet20"), EXAMPLE)
+    coupling._cache.clear()
+    first = coupling.groups(ours("resnet20"), EXAMPLE)
     other = ours("resnet20")
     seconds = []
     for _ in range(5):
         start = time.process_time()
-        assert surgery.groups(other, EXAMPLE) is first
+        assert coupling.groups(other, EXAMPLE) is first
         seconds.append(time.process_time() - start)
     assert min(seconds) < 0.02
 
@@ -142,8 +145,8 @@ def test_networks_that_differ_in_a_setting_only_do_not_share_an_answer():
             return self.head(F.relu(x + y if self.residual else y))
 
     example = torch.randn(1, 3, 2, 2)
-    assert [g.layers for g in surgery.groups(Switch(True), example)] == [("one", "two")]
-    assert [g.layers for g in surgery.groups(Switch(False), example)] == [("one",), ("two",)]
+    assert [g.layers for g in coupling.groups(Switch(True), example)] == [("one", "two")]
+    assert [g.layers for g in coupling.groups(Switch(False), example)] == [("one",), ("two",)]
 
 
 # ------------------------------------------------------------------------- masking equals removing
@@ -153,7 +156,7 @@ def test_networks_that_differ_in_a_setting_only_do_not_share_an_answer():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_masking_groups_and_removing_them_give_the_same_logits(name, seed):
     model = ours(name)
-    masks = random_masks(surgery.groups(model, EXAMPLE), seed)
+    masks = random_masks(coupling.groups(model, EXAMPLE), seed)
     removed = surgery.remove_groups(model, masks, EXAMPLE)
     masked = copy.deepcopy(model)
     surgery.mask_groups(masked, masks, EXAMPLE)
@@ -167,7 +170,7 @@ def test_masking_groups_and_removing_them_give_the_same_logits(name, seed):
 @pytest.mark.parametrize("name", ["resnet20", "small-cnn"])
 def test_each_group_alone_is_masked_and_removed_alike(name):
     model = ours(name).double()
-    for group in surgery.groups(model, EXAMPLE):
+    for group in coupling.groups(model, EXAMPLE):
         masks = {group.name: random_masks([group])[group.name]}
         masked = copy.deepcopy(model)
         surgery.mask_groups(masked, masks, EXAMPLE)
@@ -221,7 +224,7 @@ class Projection(nn.Module):
 @pytest.mark.parametrize("name", ["stem", "b"])
 def test_removing_gives_the_modules_and_logits_of_torch_pruning(name):
     model = trained_looking(Projection())
-    group = next(group for group in surgery.groups(model, EXAMPLE) if group.name == name)
+    group = next(group for group in coupling.groups(model, EXAMPLE) if group.name == name)
     keep = random_masks([group])[name]
     theirs = copy.deepcopy(model).requires_grad_(True)
     graph = torch_pruning.DependencyGraph().build_dependency(theirs, EXAMPLE)
@@ -248,11 +251,11 @@ def test_their_pruner_takes_the_same_channels_off_vgg_by_the_same_score():
         theirs, EXAMPLE, importance=OutputsOnly(p=1), pruning_ratio=0.5, ignored_layers=[theirs.linear]
     )
     pruner.step()
-    groups = surgery.groups(model, EXAMPLE)
+    groups = coupling.groups(model, EXAMPLE)
     scores = {name: layer.weight.abs().flatten(1).sum(1) for name, layer in prunable(model).items()}
     masks = {
         name: score >= score.sort().values[len(score) // 2]
-        for name, score in surgery.group_scores(groups, scores).items()
+        for name, score in group_scores(groups, scores).items()
     }
     removed = surgery.remove_groups(model, masks, EXAMPLE)
     assert shapes(removed) == shapes(theirs)
@@ -266,7 +269,7 @@ def test_half_of_resnet20_costs_what_arithmetic_says():
     """All channels halved: the stem costs half, every other convolution a quarter, the classifier half."""
     model = ours("resnet20")
     full = layer_macs(model, EXAMPLE)
-    masks = {g.name: torch.arange(g.width) % 2 == 0 for g in surgery.groups(model, EXAMPLE)}
+    masks = {g.name: torch.arange(g.width) % 2 == 0 for g in coupling.groups(model, EXAMPLE)}
     removed = surgery.remove_groups(model, masks, EXAMPLE)
     half = layer_macs(removed, EXAMPLE)
     for name, macs in full.items():
@@ -302,7 +305,7 @@ def test_the_published_cifar_resnets_are_masked_and_removed_alike(file, shared_d
     saved = torch.load(shared_dir / "weights" / file, map_location="cpu", weights_only=True)["state_dict"]
     model.load_state_dict({name.removeprefix("module."): value for name, value in saved.items()})
     for seed in range(3):
-        masks = random_masks(surgery.groups(model, EXAMPLE), seed)
+        masks = random_masks(coupling.groups(model, EXAMPLE), seed)
         masked = copy.deepcopy(model)
         surgery.mask_groups(masked, masks, EXAMPLE)
         with torch.no_grad():
@@ -365,7 +368,7 @@ def grouped(groups: int) -> nn.Module:
 def test_a_grouped_convolution_loses_the_same_place_of_every_group():
     """12 inputs in 4 groups: 3 places; 24 outputs in 4 groups: 6 places."""
     model = grouped(4)
-    groups = {group.name: group for group in surgery.groups(model, EXAMPLE)}
+    groups = {group.name: group for group in coupling.groups(model, EXAMPLE)}
     assert {name: (group.width, group.channels) for name, group in groups.items()} == {
         "0": (3, 4),
         "3": (6, 4),
@@ -384,7 +387,7 @@ def test_a_depthwise_convolution_goes_with_its_inputs():
     model = ours("mobilenetv2")
     depthwise = {n for n, layer in prunable(model).items() if getattr(layer, "groups", 1) > 1}
     assert depthwise
-    for group in surgery.groups(model, EXAMPLE):
+    for group in coupling.groups(model, EXAMPLE):
         if depthwise & set(group.layers):
             assert not set(group.layers) <= depthwise
             assert group.channels == 1
@@ -575,7 +578,7 @@ def test_what_mixes_or_reorders_channels_is_refused_in_a_sentence_and_quickly(be
     with pytest.raises(
         UnsupportedModelError, match=r"channel removal: .* must .*silencing and zeroing"
     ) as caught:
-        surgery.groups(Odd(between), EXAMPLE)
+        coupling.groups(Odd(between), EXAMPLE)
     assert time.process_time() - start < 2
     assert len(str(caught.value)) < 400
 
@@ -589,7 +592,7 @@ def test_a_layer_that_predicts_nothing_is_refused():
     with pytest.raises(
         UnsupportedModelError, match="every layer must take part in a prediction, got auxiliary"
     ):
-        surgery.groups(Auxiliary(), EXAMPLE)
+        coupling.groups(Auxiliary(), EXAMPLE)
 
 
 def test_weights_without_a_layer_are_refused_where_channels_meet_them():
@@ -602,7 +605,7 @@ def test_weights_without_a_layer_are_refused_where_channels_meet_them():
             return self.head(self.second(self.first(x) * self.scale).mean((2, 3)))
 
     with pytest.raises(UnsupportedModelError, match="the parameter scale"):
-        surgery.groups(Scaled(), EXAMPLE)
+        coupling.groups(Scaled(), EXAMPLE)
 
 
 def test_silence_and_zero_work_where_removal_does_not():
@@ -610,16 +613,16 @@ def test_silence_and_zero_work_where_removal_does_not():
     keep = {"first": torch.arange(8) > 2}
     surgery.silence(model, keep, EXAMPLE)
     assert not bake(model).first.bias[:3].any()
-    assert surgery.output_layers(model, EXAMPLE) == ("head",)
+    assert coupling.output_layers(model, EXAMPLE) == ("head",)
 
 
 def test_models_without_layers_are_refused():
     with pytest.raises(UnsupportedModelError, match="no convolution or linear layer"):
-        surgery.groups(nn.Sequential(nn.Flatten()), EXAMPLE)
+        coupling.groups(nn.Sequential(nn.Flatten()), EXAMPLE)
 
 
 def test_a_classifier_alone_has_no_group():
-    assert surgery.groups(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.randn(1, 3, 2, 2)) == ()
+    assert coupling.groups(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.randn(1, 3, 2, 2)) == ()
 
 
 # ---------------------------------------------------------------------------------- scores of groups
@@ -635,19 +638,19 @@ def test_a_groups_score_is_the_mean_over_its_layers_of_scores_relative_to_the_la
             x = F.relu(self.one(x.flatten(1)))
             return self.head(F.relu(x + self.two(x)))
 
-    (group,) = surgery.groups(Coupled(), torch.randn(1, 3, 2, 2))
+    (group,) = coupling.groups(Coupled(), torch.randn(1, 3, 2, 2))
     scores = {"one": torch.tensor([1.0, 3.0]), "two": torch.tensor([30.0, 10.0]), "head": torch.ones(3)}
     # one / 2 = (0.5, 1.5), two / 20 = (1.5, 0.5): their mean is (1, 1)
-    assert surgery.group_scores([group], scores)["one"].tolist() == [1.0, 1.0]
+    assert group_scores([group], scores)["one"].tolist() == [1.0, 1.0]
     scores["two"] = torch.tensor([20.0, 20.0])
-    assert surgery.group_scores([group], scores)["one"].tolist() == [0.75, 1.25]
-    assert surgery.normalised({"dead": torch.zeros(3)})["dead"].tolist() == [0.0, 0.0, 0.0]
+    assert group_scores([group], scores)["one"].tolist() == [0.75, 1.25]
+    assert normalised({"dead": torch.zeros(3)})["dead"].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_unit_in_front_of_a_grouped_convolution_is_scored_by_the_mean_of_its_channels():
-    groups = {group.name: group for group in surgery.groups(grouped(4), EXAMPLE)}
+    groups = {group.name: group for group in coupling.groups(grouped(4), EXAMPLE)}
     scores = torch.arange(12.0)  # units are 0, 3, 6, 9 | 1, 4, 7, 10 | 2, 5, 8, 11
-    got = surgery.group_scores([groups["0"]], {"0": scores})["0"]
+    got = group_scores([groups["0"]], {"0": scores})["0"]
     assert got.tolist() == pytest.approx([4.5 / 5.5, 5.5 / 5.5, 6.5 / 5.5])
 
 
@@ -658,9 +661,9 @@ def test_a_unit_in_front_of_a_grouped_convolution_is_scored_by_the_mean_of_its_c
 def test_a_removed_network_is_rebuilt_from_json_and_its_state(name):
     """Nothing but plain layers is left, which a file can describe without pickle."""
     model = ours(name)
-    removed = surgery.remove_groups(model, random_masks(surgery.groups(model, EXAMPLE)), EXAMPLE)
+    removed = surgery.remove_groups(model, random_masks(coupling.groups(model, EXAMPLE)), EXAMPLE)
     if name.startswith("resnet"):
-        surgery.replace_layer(removed, "layer1.1", nn.Identity())
+        cutting.replace_layer(removed, "layer1.1", nn.Identity())
     fresh = MODELS[name]().build((3, 32, 32), 10)
     changes = json.loads(json.dumps(describe(fresh, removed)))
     rebuilt = rebuild(fresh, changes).eval()

@@ -9,8 +9,9 @@ import torchvision
 from test_surgery import random_masks, trained_looking
 from torchvision.models import get_model, list_models
 
-from core import surgery
+from core import coupling, surgery
 from core.errors import UnsupportedModelError
+from core.layers import prunable
 
 REMOVABLE = {  # one member of every family, and the side of the pictures it is tried on
     "alexnet": 64,
@@ -63,7 +64,7 @@ def test_masking_and_removing_half_of_every_group_give_the_same_logits(name):
     model.to(torch.float64 if double else torch.float32)
     example = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1)).to(model_dtype(model))
-    masks = random_masks(surgery.groups(model, example))
+    masks = random_masks(coupling.groups(model, example))
     removed = surgery.remove_groups(model, masks, example)
     before = model(images)
     assert sum(p.numel() for p in removed.parameters()) < 0.6 * sum(p.numel() for p in model.parameters())
@@ -87,7 +88,7 @@ def test_the_others_are_refused_quickly_by_a_sentence_that_names_the_reason(name
     example = torch.randn(1, 3, 224, 224)
     start = time.process_time()
     with pytest.raises(UnsupportedModelError, match=rf"channel removal: .* must .*{REFUSED[name]}"):
-        surgery.groups(model, example)
+        coupling.groups(model, example)
     assert time.process_time() - start < 10
 
 
@@ -98,7 +99,7 @@ def test_auxiliary_heads_are_refused_by_name(name):
     with pytest.raises(
         UnsupportedModelError, match=r"every layer must take part in a prediction, got [aA]ux"
     ):
-        surgery.groups(model, torch.randn(1, 3, 128, 128))
+        coupling.groups(model, torch.randn(1, 3, 128, 128))
 
 
 @pytest.mark.slow
@@ -107,9 +108,9 @@ def test_silencing_and_zeroing_work_where_removal_is_refused(name):
     model = build(name)
     example = torch.randn(1, 3, 64, 64)
     before = model(example)
-    outputs = surgery.output_layers(model, example)
+    outputs = coupling.output_layers(model, example)
     assert len(outputs) == 1
-    layers = [n for n in surgery.prunable(model) if n not in outputs][:6]
+    layers = [n for n in prunable(model) if n not in outputs][:6]
     masks = {n: torch.arange(len(model.get_submodule(n).weight)) % 2 == 0 for n in layers}
     for effect in (lambda m: surgery.silence(m, masks, example), lambda m: surgery.zero_filters(m, masks)):
         changed = copy.deepcopy(model)

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from core.bundles import Setting, Split
 from core.criterion import CRITERIA, Criterion, Scores
+from core.cutting import replace_layer
 from core.errors import ParameterError, UnsupportedModelError
 from core.layers import private_copy, prunable, require_prunable
 from core.method import choice, nested, number, per_layer
 from core.recipe import COMPRESSORS, Compressor
 from core.registry import unknown
 from core.run import Run
-from core.surgery import replace_layer
 
 BATCH = 250  # pictures in one forward pass
 

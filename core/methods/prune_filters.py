@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from core import surgery
+from core import coupling, surgery
 from core.bundles import Setting
 from core.criterion import CRITERIA, Criterion, Ranking, Scores
 from core.errors import ParameterError, UnsupportedModelError
+from core.groups import Group, group_scores, normalised, require_groups
 from core.layers import prunable, require_layers
 from core.method import choice, nested, number, per_layer
 from core.recipe import COMPRESSORS, Compressor
@@ -76,8 +77,8 @@ class PruneFilters(Compressor):
         """Layer name -> mask (O,), or for "remove" group name -> (width,); True = kept."""
         example = setting.train.take(slice(0, 1)).images
         if self.effect == "remove":
-            groups = {group.name: group for group in surgery.groups(model, example)}
-            surgery.require_groups(groups.values(), dict(self.layers))
+            groups = {group.name: group for group in coupling.groups(model, example)}
+            require_groups(groups.values(), dict(self.layers))
             steps = {name: _step(self.round_to, group.channels) for name, group in groups.items()}
         else:
             groups, steps = {}, dict.fromkeys(self._free_layers(model, example), 1)
@@ -86,9 +87,9 @@ class PruneFilters(Compressor):
                 f"{self.name}: the model must have filters that can go, got none besides the classifier's"
             )
         with run.step(0, 2):
-            scores = surgery.normalised(self.criterion.filter_scores(model, setting, run))
+            scores = normalised(self.criterion.filter_scores(model, setting, run))
         if groups:
-            scores = surgery.group_scores(groups.values(), scores)
+            scores = group_scores(groups.values(), scores)
         with run.step(1, 2):
             masks = self._cut({name: scores[name] for name in steps}, steps, run)
         for name, group in groups.items():
@@ -98,7 +99,7 @@ class PruneFilters(Compressor):
     def _free_layers(self, model: nn.Module, example: Tensor) -> list[str]:
         """The layers whose filters may go: all but those that make the logits."""
         require_layers(model, dict(self.layers))
-        logits = surgery.output_layers(model, example)
+        logits = coupling.output_layers(model, example)
         for name, _ in self.layers:
             if name in logits:
                 raise ParameterError(f"{self.name}: layer {name} makes the logits and keeps its outputs")
@@ -120,7 +121,7 @@ class PruneFilters(Compressor):
         return masks
 
 
-def _keep_one(group: surgery.Group, scores: Tensor, mask: Tensor) -> None:
+def _keep_one(group: Group, scores: Tensor, mask: Tensor) -> None:
     """Where layers have part of a group only, keep the best filter of each, too."""
     for layer in group.layers:
         units = group.filters(layer)[1]
