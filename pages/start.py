@@ -18,7 +18,7 @@ from view.progress import watched
 
 scene = engine.default()
 with opening:
-    left, right = st.columns([1, 1], gap="large", vertical_alignment="center")
+    left, right = st.columns([6, 5], gap="large", vertical_alignment="center")
     with left:
         result = st.empty()
         result.html('<p class="ps-lede">Measuring ...</p>')

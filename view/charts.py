@@ -216,6 +216,14 @@ def _between(row: Between) -> str:
     )
 
 
+def between_legend() -> str:
+    """What the coloured ends of the tracks mean."""
+    return (
+        '<div class="ps-legend"><span><i style="background:var(--loss-area)"></i>like a random network</span>'
+        '<span><i style="background:var(--kept)"></i>like the same network under noise</span></div>'
+    )
+
+
 def heading(title: str, note: str = "") -> str:
     """A heading with a few words behind it."""
     return f'<div class="ps-head"><h2>{escape(title)}</h2><span>{escape(note)}</span></div>'

@@ -126,7 +126,7 @@ def _slider(scene: Scene, index: int, slider: Slider) -> None:
     locked = " :material/lock:" if slider.name in states.state().locked else ""
     kept = f"{charts.count(whole - round(level * whole))} of {charts.count(whole)} {unit}"
     st.slider(
-        f"**{index}** {slider.name} · {kept}{shared}{locked}",
+        f"{index} · {slider.name} · {kept}{shared}{locked}",
         0,
         100,
         step=1,

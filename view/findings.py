@@ -5,33 +5,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.attribution import ATTRIBUTIONS, AttributionMethod
-from core.criterion import CRITERIA
 from core.plan import Plan
 from core.run import Run
 from core.whatif import Answer
 from view import maps
 from view.engine import Scene
 
-SPARSITY = 0.5
-CRITERION = "magnitude"
+SPARSITY = 0.5  # of single weights, the smallest anywhere
+CHANNELS = 0.3  # of every group: about as many weights, since a layer loses inputs and outputs
 COMPARED = 8  # pictures whose maps are compared
 
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """What becomes of answers and reasons when most of the weights are gone."""
+    """What becomes of answers and reasons when half of the weights go, in two ways."""
 
-    plan: Plan
+    plan: Plan  # single weights become zero
     answer: Answer
+    channels: Answer  # whole channels are removed instead
     place: int  # of the picture whose maps differ most
     a: np.ndarray  # its map in the original, (H, W)
     b: np.ndarray  # its map in the pruned network
     scores: tuple[float, ...]  # rank correlation of the maps of each compared picture
-
-    @property
-    def same(self) -> int:
-        """How many pictures keep their answer, right or wrong."""
-        return self.answer.n - len(self.answer.change.changed)
 
 
 def method() -> AttributionMethod:
@@ -40,14 +35,17 @@ def method() -> AttributionMethod:
 
 
 def finding(scene: Scene, run: Run) -> Finding:
-    """Zero the weights of smallest magnitude anywhere in the network of `scene`, and compare.
+    """Zero the smallest weights in the network of `scene`; remove its smallest channels; compare.
 
     Answers and maps are remembered by those who compute them, so the second visit is quick.
     """
-    plan = scene.whatif.preset("global", "weights", CRITERIA[CRITERION](), SPARSITY)
-    with run.step(0, 2):
+    plan = scene.whatif.preset("global", "weights", None, SPARSITY)
+    other = scene.whatif.preset("uniform", "remove", None, CHANNELS)
+    with run.step(0, 3):
         *_, answer = scene.whatif.answer(plan, run)
-    with run.step(1, 2):
+    with run.step(1, 3):
+        *_, channels = scene.whatif.answer(other, run)
+    with run.step(2, 3):
         found = maps.gallery(scene, plan, method(), COMPARED, run)
     place, a, b, _ = found[0]
-    return Finding(plan, answer, place, a, b, tuple(score for *_, score in found))
+    return Finding(plan, answer, channels, place, a, b, tuple(score for *_, score in found))

@@ -7,6 +7,7 @@ import numpy as np
 import streamlit as st
 
 from core.plan import Plan
+from core.whatif import Answer
 from view import charts, engine, frame, pictures
 from view.engine import Scene
 from view.findings import SPARSITY, Finding, method
@@ -75,27 +76,31 @@ def cards(scene: Scene) -> None:
 
 def opening(scene: Scene, found: Finding) -> str:
     """The result that the page opens with, and what it rests on."""
-    answer, before = found.answer, scene.whatif.original
+    network, chance = scene.bundle.architecture.label(), charts.percent(found.answer.chance, 0)
     mean, low = f"{np.mean(found.scores):.2f}", f"{min(found.scores):.2f}"
-    maps = f"rank correlation of the maps of {len(found.scores)} pictures that kept it; {low} at worst"
-    share, network = charts.percent(answer.cost.sparsity, 0), scene.bundle.architecture.label()
+    singly = f"{_gone(scene, found.answer)} of the weights are zero, the smallest first"
+    wholly = f"{_gone(scene, found.channels)} of the weights are gone as whole channels; chance is {chance}"
+    maps = f"rank correlation of the maps under the first, over {len(found.scores)} pictures; {low} at worst"
     return (
-        f'<p class="ps-lede"><b>{share} of the weights of a {network} are zero</b>, not trained since:</p>'
-        f'<div class="ps-bigs">{_big(charts.percent(answer.accuracy), _accuracy(answer, before.accuracy))}'
-        f"{_big(f'{found.same:,} of {answer.n:,}', 'pictures keep their answer, right or wrong')}"
-        f"{_big(mean, maps)}</div>"
-        f'<p class="ps-status">Measured by this server on the test part of {scene.data.name}. '
-        "The picture on the right keeps its answer.</p>"
+        f'<p class="ps-lede">A {network} loses about half of its weights, in two ways, and is not trained '
+        f"again. Its accuracy was <b>{charts.percent(scene.whatif.original.accuracy)}</b>. Now it is:</p>"
+        f'<div class="ps-bigs">{_big(charts.percent(found.answer.accuracy), singly)}'
+        f"{_big(charts.percent(found.channels.accuracy), wholly)}{_big(mean, maps)}</div>"
+        f'<p class="ps-status">Measured here on {found.answer.n:,} test pictures of {scene.data.name}; '
+        f"95 %: {charts.span(found.answer.interval)} and {charts.span(found.channels.interval)}. "
+        "The picture keeps its answer under the first.</p>"
+    )
+
+
+def _gone(scene: Scene, answer: Answer) -> str:
+    """The share of the original's weights that an answer does without."""
+    return charts.percent(
+        1 - answer.cost.nonzero_parameters / scene.whatif.original.cost.nonzero_parameters, 0
     )
 
 
 def _big(value: str, words: str) -> str:
     return f'<div><span class="ps-big">{value}</span>{words}</div>'
-
-
-def _accuracy(answer: Any, before: float) -> str:
-    change = f"{charts.points(answer.change.difference)} {charts.span(answer.change.interval, signed=True)}"
-    return f"accuracy, was {charts.percent(before)}: {change}, n = {answer.n:,}"
 
 
 def evidence(scene: Scene, found: Finding) -> str:

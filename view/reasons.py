@@ -177,7 +177,7 @@ def scores(found: Agreement, floor: Agreement | None, ceiling: Agreement | None,
         )
         ends = (diagonal, 0.0) if metric.better == "lower" else (0.0, 1.0)
         rows.append(Between(metric.label, value, low, high, *ends, metric.help, metric.format, metric.unit))
-    return charts.between(rows)
+    return charts.between(rows) + (charts.between_legend() if floor else "")
 
 
 def class_of(found: Pair) -> torch.Tensor:

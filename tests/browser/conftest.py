@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-PATIENCE_MS = 240_000  # a busy machine must not fail; a quiet one takes seconds
+PATIENCE_MS = 120_000  # a busy machine must not fail; a quiet one takes seconds
 
 # Streamlit looks for its server below the path of the page first, and finds it one level up.
 DISCOVERY = ("_stcore/health", "_stcore/host-config")

@@ -34,7 +34,7 @@ def accuracy(page) -> float:
 
 def slide(page, index: int, presses: int, key: str = "ArrowRight", delay: int = 0):
     """Move the `index`-th slider of the layers with the keyboard."""
-    thumb = page.locator(".st-key-sliders [role=slider]").nth(index)
+    thumb = page.locator(".st-key-sliders input[type=range]").nth(index)
     thumb.focus()
     for _ in range(presses):
         page.keyboard.press(key, delay=delay)
@@ -77,9 +77,9 @@ def test_the_last_of_quick_changes_wins(server, visit):
     settled(page)
     page.wait_for_timeout(1500)
     settled(page)
-    sliders = page.locator(".st-key-sliders [role=slider]")
-    assert sliders.nth(1).get_attribute("aria-valuenow") == "35"
-    assert sliders.nth(2).get_attribute("aria-valuenow") == "7"
+    sliders = page.locator(".st-key-sliders input[type=range]")
+    assert sliders.nth(1).input_value() == "35"
+    assert sliders.nth(2).input_value() == "7"
     assert ".35,.07" in page.url
     shown = cards(page)["Accuracy"]
     again = visit(page.url)
