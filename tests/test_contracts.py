@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSES, ROOT, plain_network
+from tiny import CLASSES, ROOT, plain_network
 from torch import nn
 
 from core.attribution import ATTRIBUTIONS, explain

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch_pruning
-from conftest import plain_network, vary
+from tiny import plain_network, vary
 from torch import nn
 from torch.nn import functional as F
 

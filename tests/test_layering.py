@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from tiny import ROOT
 
 FRONT_END = {"streamlit", "plotly", "view", "pages", "app", "cli", "typer"}
 FORBIDDEN = {

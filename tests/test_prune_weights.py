@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import CLASSES
+from tiny import CLASSES
 from torch.nn.utils import prune
 
 from core.bundles import Setting

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from tiny import ROOT
 
 from core.criterion import CRITERIA
 from core.errors import UnknownNameError, UserError

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import vary
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import vary
 from torch import nn
 from torch.ao.pruning import WeightNormSparsifier
 from torch.sparse._semi_structured_conversions import (

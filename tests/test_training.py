@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import plain_network, quadrants
+from tiny import plain_network, quadrants
 from torch import nn
 from torch.nn import functional as F
 

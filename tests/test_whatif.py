@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TinyResNet, quadrants, vary
+from tiny import TinyResNet, quadrants, vary
 from torch import nn
 
 from core.bundles import MODELS, DatasetBundle, ModelBundle, Setting, Split
