@@ -159,6 +159,7 @@ def save_model(
     try:
         save_file(state, partial, metadata={KEY: json.dumps(about)})
         _check_equal(plain, read_model(partial).module, data.shape)
+        partial.chmod(0o644)  # safetensors writes for its owner alone
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
