@@ -90,3 +90,13 @@ def test_an_attribution_method_of_the_link_is_used_and_its_form_drawn(method, ap
     assert method.startswith(chosen.value)
     if "steps" in method:
         assert next(s for s in test.slider if s.key.endswith(".steps")).value == 8
+
+
+def test_a_goal_moves_all_sliders_until_it_is_met(app):
+    test = opened(app, "pages/prune.py", m="small-cnn--cluttered-digits", plan="weights:magnitude")
+    next(b for b in test.button if b.key == "goal.find").click().run()
+    assert not test.exception
+    levels = {s.value for s in test.slider if s.key.startswith("slider.")}
+    assert len(levels) == 1
+    assert 20 < levels.pop() < 95
+    assert "weights:magnitude:." in test.query_params["plan"]

@@ -6,11 +6,13 @@ import streamlit as st
 
 from core.criterion import CRITERIA
 from core.errors import UserError
+from core.goal import Goal
 from core.plan import PRESETS, QUESTIONS, Plan
 from core.whatif import Slider
 from view import charts, forms
 from view import state as states
-from view.engine import Scene
+from view.engine import Scene, rehearsal
+from view.progress import visible_run
 
 
 def save(scene: Scene, plan: Plan) -> None:
@@ -73,6 +75,32 @@ def presets(scene: Scene) -> None:
         )
         with st.popover(f"Locks ({len(states.state().locked)})", icon=":material/lock:"):
             locks(scene)
+        with st.popover("Goal", icon=":material/flag:"):
+            goal(scene)
+
+
+def goal(scene: Scene) -> None:
+    """The strongest plan for an affordable loss, or the weakest for a saving."""
+    st.caption("All sliders move together until the goal is met, on validation pictures; locked ones stay.")
+    kept = states.state().kept
+    forms.configure(lambda: kept.get("goal", Goal()), lambda changed: kept.update(goal=changed), key="goal")
+    shape = st.segmented_control(
+        "Shape of the plan",
+        ["uniform", "global"],
+        default="uniform",
+        format_func=lambda name: PRESETS[name].label,
+        key="shape",
+        required=True,
+        on_change=states.act,
+    )
+    if st.button("Find the plan", type="primary", key="goal.find", on_click=states.act):
+        plan = current(scene)
+        with visible_run("Seeking") as run:
+            found = kept.get("goal", Goal()).seek(
+                lambda strength: _made(scene, plan, shape, strength), rehearsal(scene.key), run
+            )
+        save(scene, found)
+        st.rerun()
 
 
 def _amount() -> None:
@@ -84,14 +112,18 @@ def _preset(scene: Scene, name: str) -> None:
     plan = current(scene)
     fixed = PRESETS[name].sparsity if name == "break-it" else states.state().amount / 100
     try:
-        made = scene.whatif.preset(name, plan.question, plan.criterion, fixed)
+        save(scene, _made(scene, plan, name, fixed))
     except UserError as error:
         states.state().notice = str(error)
-        return
+
+
+def _made(scene: Scene, plan: Plan, name: str, strength: float) -> Plan:
+    """Preset `name` at that strength, with the locked sliders as `plan` has them."""
+    made = scene.whatif.preset(name, plan.question, plan.criterion, strength)
     for slider in scene.sliders:
         if slider.name in states.state().locked:
             made = made.with_sparsity(slider.name, plan.sparsity(slider.name))
-    save(scene, made)
+    return made
 
 
 def locks(scene: Scene) -> None:

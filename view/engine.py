@@ -56,6 +56,13 @@ def whatif(key: str) -> WhatIf:
     return WhatIf(bundle(key), data, data.test)
 
 
+@st.cache_resource(max_entries=2, show_spinner=False)
+def rehearsal(key: str) -> WhatIf:
+    """The same on validation pictures: choices are made here, and reported on test pictures."""
+    data = load_dataset(bundle(key).dataset)
+    return WhatIf(bundle(key), data, data.validation)
+
+
 @st.cache_resource(max_entries=8, show_spinner=False)
 def network(key: str, plan: Plan) -> nn.Module:
     """The compressed network of a plan: one copy for all pages and readers, changed by none."""
