@@ -1,6 +1,7 @@
 """What a fresh clone relies on: requirements, make targets, the CI entry, what README promises."""
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -150,3 +151,16 @@ def test_options_that_readme_types_exist(capsys):
         shown = capsys.readouterr().out
         for option in (word.split("=")[0] for word in words if word.startswith("--")):
             assert option in shown, f"{option} of: {line}"
+
+
+def test_the_table_of_shipped_networks_says_what_was_measured():
+    table = (ROOT / "docs" / "models.md").read_text()
+    files = sorted((ROOT / "assets" / "weights").glob("*.json"))
+    assert files
+    for file in files:
+        made = json.loads(file.read_text())
+        model, _, data = file.stem.partition("--")
+        low, high = made["interval"]
+        row = f"| {made['accuracy']:.2%} | {low:.1%} - {high:.1%} | {made['n']:,} | {made['epochs']} |"
+        assert f"| {model} | {data} | {made['parameters']:,} | {made['macs']:,} {row}" in table
+        assert made["command"] in table
