@@ -28,7 +28,7 @@ class Goal(Method):
     name: ClassVar[str] = "goal"
 
     keep: str = choice("accuracy", "macs", help="Lose at most so many points, or keep at most so many MACs")
-    limit: float = number(1.0, 0.0, 100.0, 0.5, help="Points of accuracy, or per cent of the MACs")
+    limit: float = number(1.0, 0.0, 100.0, 0.01, help="Points of accuracy, or per cent of the MACs")
 
     def met(self, whatif: WhatIf, plan: Plan, run: Run | None = None) -> bool:
         """Whether `plan` reaches the goal on the images of `whatif`."""
