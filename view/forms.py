@@ -2,6 +2,9 @@
 
 A form shows a method and hands every change to `save` at once. It reads the method it changes
 through `get` when the change happens, so that two changes in one breath both count.
+
+Every widget gets its value twice, as its default and, where it must change, through the session: a
+form in a closed popover does not exist in the browser yet, and learns its value from the default.
 """
 
 import math
@@ -23,10 +26,12 @@ def pick(
     label: str, registry: Registry, get: Callable[[], Method], save: Callable[[Method], None], key: str
 ) -> None:
     """A select box over everything in `registry`; another choice starts at its defaults."""
-    held(key, get().name)
+    names, now = list(registry), get().name
+    held(key, now)
     st.selectbox(
         label,
-        list(registry),
+        names,
+        names.index(now),
         format_func=lambda name: registry[name].label(),
         key=key,
         on_change=lambda: _guarded(save, lambda: registry[st.session_state[key]]()),
@@ -77,15 +82,15 @@ def widget(
     common = {"key": key, "help": domain.help, "on_change": lambda: store(st.session_state[key])}
     match domain:
         case Number(scale="log"):
-            st.select_slider(label, log_steps(domain, value), format_func=lambda v: f"{v:g}", **common)
+            st.select_slider(label, log_steps(domain, value), value, lambda v: f"{v:g}", **common)
         case Number(low, high, step) if (high - low) / step <= FINEST:
-            st.slider(label, low, high, step=step, format=_format(step), **common)
+            st.slider(label, low, high, value, step, format=_format(step), **common)
         case Number(low, high, step):
-            st.number_input(label, low, high, step=step, **common)
+            st.number_input(label, low, high, value, step, **common)
         case Choice(options):
-            st.selectbox(label, options, **common)
+            st.selectbox(label, options, options.index(value), **common)
         case Flag():
-            st.toggle(label, **common)
+            st.toggle(label, value, **common)
 
 
 def log_steps(domain: Number, value: float) -> list[float]:
@@ -113,7 +118,7 @@ def _per_layer(
         store({layer: values.get(layer, domain.low) for layer in st.session_state[key]})
 
     options = list(layers) or list(values)
-    st.multiselect(label, options, key=key, help=domain.help, on_change=choose)
+    st.multiselect(label, options, list(values), key=key, help=domain.help, on_change=choose)
     entry = Number(domain.low, domain.high, domain.step, f"{domain.help}: this layer")
     for layer, value in values.items():
         widget(layer, entry, value, lambda v, layer=layer: store(values | {layer: v}), f"{key}.{layer}")

@@ -62,7 +62,6 @@ def _draw(page: st.Page) -> None:
         with nouns.container():
             controls.draw()
     if notice := states.state().notice:
-        states.state().notice = ""
         st.info(notice, icon=":material/link_off:")
 
 

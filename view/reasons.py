@@ -61,6 +61,7 @@ def _seed(chosen: AttributionMethod) -> None:
         "Seed",
         0,
         HIGHEST,
+        states.state().nouns.seed,
         step=1,
         key="seed",
         disabled=not chosen.random,

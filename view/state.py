@@ -48,7 +48,7 @@ class State:
     history: History = field(default_factory=History)
     written: dict[str, str] | None = None  # the link's parameters as last written or read
     acted: bool = False  # a widget has spoken since the last run
-    notice: str = ""  # said once, above the page
+    notice: str = ""  # said above the page until the reader does something
     amount: int = 50  # per cent, for presets
     locked: frozenset[str] = frozenset()  # sliders that presets leave alone
     kept: dict[str, Any] = field(default_factory=dict)  # the last result of each kind, shown dimmed meanwhile
@@ -64,7 +64,7 @@ def state() -> State:
 
 def act() -> None:
     """Callback of a widget that changes no noun: the next run is no visit by link."""
-    state().acted = True
+    state().acted, state().notice = True, ""
 
 
 def change(**nouns: Any) -> None:
@@ -101,7 +101,7 @@ def synchronise(query: Mapping[str, str]) -> dict[str, str] | None:
             held.history.now = nouns
         else:
             held.history.record(nouns)
-        held.written = query
+        held.written, held.notice = query, ""
         if problems:
             held.notice = (
                 f"This link could not be read in full ({', '.join(problems)}); the rest is as it was sent."
