@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -204,6 +205,15 @@ def test_public_data_are_read_from_the_data_directory(data_dir, name, shape, fir
     assert len(data.test) == 10_000
     assert data.test.labels[0] == first  # as everybody's index 0 is
     assert len(data.classes) == 10
+
+
+def test_archives_that_lie_in_their_place_are_unpacked(shared_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNESCOPE_DATA", str(tmp_path))
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for archive in (shared_dir / "fashion_mnist").glob("*.gz"):
+        shutil.copyfile(archive, raw / archive.name)
+    assert len(DATASETS["fashion-mnist"]().load().test) == 10_000
 
 
 @pytest.mark.parametrize(

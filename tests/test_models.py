@@ -127,7 +127,7 @@ def test_networks_of_torchvision_have_their_published_size(network):
     outline = MODELS["torchvision"](network=network).outline((3, 224, 224), 1000)
     published = torchvision.models.get_model_weights(network).DEFAULT.meta["num_params"]
     if network in ("googlenet", "inception_v3"):  # the files hold classifiers that only training uses
-        assert parameters(outline) < published
+        assert 0.8 * published < parameters(outline) <= published  # and are counted with them or without
     else:
         assert parameters(outline) == published
 

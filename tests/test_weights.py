@@ -108,7 +108,8 @@ def test_a_compressed_network_loads_in_a_fresh_process(resnet, digits, tmp_path)
     torch.save(logits(model, digits), tmp_path / "expected.pt")
     code = (
         "import sys, torch; from pathlib import Path; from core.weights import load_dataset, read_model;"
-        "folder = Path(sys.argv[1]); images = load_dataset('digits').test.take(slice(0, 20)).images;"
+        "torch.set_num_threads(1); folder = Path(sys.argv[1]);"
+        "images = load_dataset('digits').test.take(slice(0, 20)).images;"
         "found = read_model(folder / 'resnet20.safetensors').module(images);"
         "assert torch.equal(found, torch.load(folder / 'expected.pt')), 'other logits';"
         "assert 'torch_pruning' not in sys.modules"

@@ -29,7 +29,7 @@ class TorchvisionSet(DatasetSource):
         fetching = f"fetch it with `python cli.py download {self.name}`"
         remedy = f"{fetching}, or set PRUNESCOPE_DATA to a folder that has it"
         try:
-            train, test = (self._open(part, download=False) for part in (True, False))
+            train, test = self._unpacked()
             train_split, test_split = self._read(train), self._read(test)
         except RuntimeError:  # torchvision found nothing, or not what its checksums say
             raise DataUnavailableError(f"{self.name} is not in {data_directory()}; {remedy}") from None
@@ -47,6 +47,15 @@ class TorchvisionSet(DatasetSource):
             licence=self.licence,
             source=self.source,
         )
+
+    def _unpacked(self) -> list[Any]:
+        """torchvision's training and test part; archives that lie in their place are unpacked first."""
+        try:
+            return [self._open(train, download=False) for train in (True, False)]
+        except RuntimeError:
+            if not all(file.path.is_file() for file in self._files(self._torchvision())):
+                raise
+            return [self._open(train, download=True) for train in (True, False)]
 
     def download(self, run: Run) -> None:
         """Fetch the files into the data directory, where they are missing, and unpack them."""
