@@ -7,17 +7,39 @@ new method, criterion or schedule setting is an option at once.
 import contextlib
 import inspect
 import json
-import math
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from shell.options import (
+    declared_options,
+    describe,
+    explain_parameter,
+    flag_name,
+    given,
+    read_data,
+    read_method,
+    read_recipe,
+    registries,
+    with_options,
+)
+from shell.output import (
+    plain,
+    print_agreement,
+    print_json,
+    print_report,
+    print_table,
+    run_with_progress,
+    say,
+    to_json,
+)
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded: idle threads sleep
 
@@ -26,10 +48,7 @@ if TYPE_CHECKING:  # torch takes seconds to load, and `--help` needs none of it
 
     from core.attribution import AttributionMethod
     from core.bundles import DatasetBundle, ModelBundle, Split
-    from core.evaluation import Evaluation
-    from core.method import Domain, Method
     from core.recipe import Recipe
-    from core.registry import Registry
     from core.run import Run
 
 SplitName = Literal["train", "validation", "test"]
@@ -72,21 +91,21 @@ def list_(
     from core.errors import UnknownNameError
     from core.registry import unknown
 
-    kinds = _registries()
+    kinds = registries()
     if kind is not None:
         if kind not in kinds:
             raise UnknownNameError(unknown("kind", kind, kinds))
         kinds = {kind: kinds[kind]}
-    found = {kind: [_describe(registry[name]) for name in registry] for kind, registry in kinds.items()}
+    found = {kind: [describe(registry[name]) for name in registry] for kind, registry in kinds.items()}
     if as_json:
-        return _print_json(found)
+        return print_json(found)
     for kind, entries in found.items():
         print(kind)
         for entry in entries:
             print(f"  {entry['name']:26}{entry['summary']}")
             if len(found) == 1:
                 for parameter in entry["parameters"]:
-                    print(f"    {_flag_name(parameter['name']):24}{_explain_parameter(parameter)}")
+                    print(f"    {flag_name(parameter['name']):24}{explain_parameter(parameter)}")
     return None
 
 
@@ -97,9 +116,9 @@ def download(
     """Fetch a data set; embedded ones are made."""
     from core.bundles import DATASETS
 
-    source = _read_method(DATASETS, name)
+    source = read_method(DATASETS, name)
     with contextlib.redirect_stdout(sys.stderr):  # where torchvision's own messages may go
-        source.download(_run())
+        source.download(run_with_progress())
     data = source.load()
     sizes = {part: len(data.split(part)) for part in ("train", "validation", "test")}
     report = {
@@ -109,7 +128,7 @@ def download(
         "licence": data.licence,
         "source": data.source,
     }
-    _print(report, as_json)
+    print_report(report, as_json)
 
 
 def train(
@@ -134,9 +153,9 @@ def train(
     from core.weights import save_model
 
     _use_threads(threads)
-    schedule = Schedule(**_given(Schedule, settings))
-    architecture = _read_method(MODELS, model, settings)
-    bundle = _read_data(data)
+    schedule = Schedule(**given(Schedule, settings))
+    architecture = read_method(MODELS, model, settings)
+    bundle = read_data(data)
     _make_folder(out)
     path = out / f"{architecture.name}--{bundle.name}.safetensors"
     asked = {
@@ -146,7 +165,7 @@ def train(
         "schedule": schedule.to_dict(),
     }
     checkpoint = _checkpoint(path.with_suffix(".ckpt"), asked, resume)
-    run = _run()
+    run = run_with_progress()
     with seeded(seed):
         network = architecture.build(bundle.shape, len(bundle.classes))
         loss = classification_loss(schedule.label_smoothing)
@@ -161,7 +180,7 @@ def train(
                 checkpoint=checkpoint,
             )
         except KeyboardInterrupt:
-            _say(f"\nStopped; the same command with --resume goes on from {checkpoint}")
+            say(f"\nStopped; the same command with --resume goes on from {checkpoint}")
             raise
     result = measure(network, bundle.test)
     report = {
@@ -173,10 +192,10 @@ def train(
         **_machine(),
         "history": run.records,
     }
-    save_model(network, path, architecture, bundle, _plain(report))
+    save_model(network, path, architecture, bundle, plain(report))
     for leftover in (checkpoint, _settings_file(checkpoint)):
         leftover.unlink(missing_ok=True)
-    _print({**report, "weights": str(path)}, as_json, hide=("history", "schedule", "model"))
+    print_report({**report, "weights": str(path)}, as_json, hide=("history", "schedule", "model"))
 
 
 def evaluate(
@@ -192,12 +211,12 @@ def evaluate(
 
     _use_threads(threads)
     bundle, dataset = _load(model, data, weights)
-    result = measure(bundle.module, dataset.split(split), _run())
+    result = measure(bundle.module, dataset.split(split), run_with_progress())
     if as_json:
         named = {"model": bundle.architecture.name, "data": dataset.name, "split": split}
-        return _print_json(named | result.to_dict())
+        return print_json(named | result.to_dict())
     print(f"{bundle.architecture.name} on {dataset.name}, {split}")
-    return _print_table([result])
+    return print_table([result])
 
 
 def compress(
@@ -219,7 +238,7 @@ def compress(
     from core.recipe import COMPRESSORS, Recipe
 
     _use_threads(threads)
-    step = _read_method(COMPRESSORS, method, settings)
+    step = read_method(COMPRESSORS, method, settings)
     recipe = Recipe((step,), seed)
     _carry_out(_load(model, data, weights), recipe, split, out, attribution, indices, count, as_json)
 
@@ -239,7 +258,7 @@ def run(
 ) -> None:
     """Carry out a saved recipe; compare before and after."""
     _use_threads(threads)
-    steps = _read_recipe(recipe)
+    steps = read_recipe(recipe)
     _carry_out(_load(model, data, weights), steps, split, out, attribution, indices, count, as_json)
 
 
@@ -281,14 +300,14 @@ def explain(
     if (method is None) == (recipe is None):
         raise ParameterError("explain: name either a METHOD or a --recipe, to have a network to compare with")
     if method is not None:
-        steps = Recipe((_read_method(COMPRESSORS, method, settings),), seed)
+        steps = Recipe((read_method(COMPRESSORS, method, settings),), seed)
     else:
-        steps = _read_recipe(recipe)
+        steps = read_recipe(recipe)
     bundle, dataset = _load(model, data, weights)
     pictures = dataset.split(split)
     chosen = _choose(indices, count, pictures)
     methods = _attributions(attribution)
-    progress = _run()
+    progress = run_with_progress()
     compressed = carry_out(bundle.module, _setting(bundle, dataset), steps, progress).model
     looked = _look(bundle.module, compressed, pictures, chosen, methods, target, steps.seed, progress, bounds)
     if out is not None:
@@ -306,11 +325,11 @@ def explain(
         "agreement": looked.agreement,
     }
     if as_json:
-        return _print_json(report)
+        return print_json(report)
     print(
         f"{bundle.architecture.name} on {dataset.name}, {split}, n = {len(chosen)} pictures; target: {target}"
     )
-    return _print_agreement(looked.agreement)
+    return print_agreement(looked.agreement)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -332,8 +351,8 @@ def _load(model: str, data: str | None, weights: Path | None) -> "tuple[ModelBun
     from core.bundles import MODELS
     from core.weights import load_dataset, load_model
 
-    dataset = None if data is None else _read_data(data)
-    bundle = load_model(_read_method(MODELS, model), dataset, weights)
+    dataset = None if data is None else read_data(data)
+    bundle = load_model(read_method(MODELS, model), dataset, weights)
     return bundle, dataset or load_dataset(bundle.dataset)
 
 
@@ -365,7 +384,7 @@ def _carry_out(
     chosen = _choose(indices, count, pictures) if methods else []
     if out is not None:
         _make_folder(out)
-    progress = _run()
+    progress = run_with_progress()
     started = time.monotonic()
     compressed = carry_out(bundle.module, _setting(bundle, dataset), recipe, progress).model
     seconds = time.monotonic() - started
@@ -396,17 +415,17 @@ def _carry_out(
         provenance = bundle.provenance | {"compressed_by": report["recipe"]}
         save_model(compressed, out / "model.safetensors", bundle.architecture, dataset, provenance)
         (out / "recipe.json").write_text(recipe.to_json() + "\n")
-        (out / "report.json").write_text(_to_json(report) + "\n")
+        (out / "report.json").write_text(to_json(report) + "\n")
     if as_json:
-        return _print_json(report)
+        return print_json(report)
     print(f"{report['model']} on {report['data']}, {split}: before and after")
-    _print_table([before, after])
+    print_table([before, after])
     low, high = (f"{100 * end:+.2f}" for end in moved.interval)
     print(f"  {'Gained, lost':20}{report['gained']:>16,}{report['lost']:>16,}")
     print(
         f"  {'Change of accuracy':20}{100 * moved.difference:>+16.2f} points, 95 % interval [{low}, {high}]"
     )
-    return _print_agreement(report.get("agreement", {}))
+    return print_agreement(report.get("agreement", {}))
 
 
 @dataclass(frozen=True)
@@ -480,7 +499,7 @@ def _attributions(named: list[str] | None) -> "dict[str, AttributionMethod]":
     """Name -> attribution method, integrated gradients unless others are named."""
     from core.attribution import ATTRIBUTIONS
 
-    methods = [_read_method(ATTRIBUTIONS, text) for text in named or ["integrated-gradients"]]
+    methods = [read_method(ATTRIBUTIONS, text) for text in named or ["integrated-gradients"]]
     return {method.name: method for method in methods}
 
 
@@ -498,7 +517,7 @@ def _checkpoint(path: Path, asked: dict[str, Any], resume: bool) -> Path:
         raise ParameterError(
             f"train: --resume must have the settings of the stopped run, got another {differ}"
         )
-    beside.write_text(_to_json(asked))
+    beside.write_text(to_json(asked))
     return path
 
 
@@ -523,289 +542,6 @@ def _machine() -> dict[str, Any]:
     return {"torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
-def _registries() -> "dict[str, Registry]":
-    """Kind -> registry: what there is to choose from."""
-    from core.attribution import ATTRIBUTIONS
-    from core.bundles import DATASETS, MODELS
-    from core.criterion import CRITERIA
-    from core.diagnosis import DIAGNOSTICS
-    from core.recipe import COMPRESSORS
-    from core.verification import PROPERTIES
-
-    return {
-        "criteria": CRITERIA,
-        "methods": COMPRESSORS,
-        "attributions": ATTRIBUTIONS,
-        "diagnostics": DIAGNOSTICS,
-        "properties": PROPERTIES,
-        "datasets": DATASETS,
-        "models": MODELS,
-    }
-
-
-# --------------------------------------------------------------------- options from the declarations
-
-
-def _declared_options(command: str, arguments: Sequence[str]) -> "dict[str, tuple[Domain, Any]] | None":
-    """Field -> (domain, default) of what this command line names; None where it names nothing known."""
-    if command in ("compress", "explain"):
-        from core.recipe import COMPRESSORS
-
-        named = _named(COMPRESSORS, arguments)
-        return _declarations(named) if named else None
-    if command == "train":
-        from core.bundles import MODELS
-        from core.training import Schedule
-
-        named = _named(MODELS, arguments)
-        return _declarations(Schedule) | (_declarations(named) if named else {})
-    return {}
-
-
-def _named(registry: "Registry", arguments: Sequence[str]) -> "type[Method] | None":
-    """The first class that a command line names, without its parameters after a colon."""
-    names = (text.partition(":")[0] for text in arguments)
-    return next((registry[name] for name in names if name in registry), None)
-
-
-def _declarations(cls: "type[Method]") -> "dict[str, tuple[Domain, Any]]":
-    return {f.name: (f.metadata["domain"], f.default) for f in fields(cls)}  # type: ignore[arg-type]
-
-
-def _with_options(
-    command: Callable[..., None], declared: "Mapping[str, tuple[Domain, Any]]"
-) -> Callable[..., None]:
-    """`command` with its **settings spelled out, so that typer sees an option per declaration."""
-    own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    options = [_option(name, domain, default) for name, (domain, default) in declared.items()]
-
-    def wrapped(**values: Any) -> None:
-        command(**values)
-
-    wrapped.__doc__ = command.__doc__
-    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    wrapped.__signature__ = inspect.Signature(keyword + options)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {p.name: p.annotation for p in keyword + options}
-    return wrapped
-
-
-def _option(name: str, domain: "Domain", default: Any) -> inspect.Parameter:
-    """One declared hyper-parameter as an option; None where the shell does not name it."""
-    from core.method import Choice, Flag, Nested, Number, PerLayer
-
-    flag, kind = _flag_name(name), str
-    note = f"{domain.help} (default {default})"
-    match domain:
-        case Number(low=low, high=high):
-            metavar = f"{low:g}..{high:g}"
-        case Choice(options=options):
-            metavar = "|".join(options)
-        case Flag():
-            flag, kind, metavar = f"{flag}/--no-{flag[2:]}", bool, None
-        case Nested():
-            metavar = "NAME|JSON"
-        case PerLayer(low=low, high=high):
-            kind, metavar, note = list[str], "LAYER=NUMBER", f"{domain.help}; may be repeated"
-    annotation = Annotated[kind | None, typer.Option(flag, metavar=metavar, help=note)]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _flag_name(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _given(cls: "type[Method]", settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters of `cls` among `settings` that the shell named, as Python values."""
-    domains = cls.domains()
-    return {n: _read_value(domains[n], v) for n, v in settings.items() if n in domains and v is not None}
-
-
-def _read_value(domain: "Domain", value: Any) -> Any:
-    """What the shell says, as the domain expects it; nonsense is left for the domain to refuse."""
-    from core.errors import ParameterError
-    from core.method import Nested, Number, PerLayer
-
-    match domain:
-        case Number():
-            return _read_number(value)
-        case Nested(registry=registry):
-            return _read_method(registry, value)
-        case PerLayer():
-            pairs = [pair.partition("=") for text in value for pair in text.split(",")]
-            for layer, equals, number in pairs:
-                if not equals or not layer:
-                    raise ParameterError(f"layers: must be LAYER=NUMBER, got {layer + equals + number!r}")
-            return {layer: _read_number(number) for layer, _, number in pairs}
-    return value
-
-
-def _read_number(text: str) -> Any:
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
-
-
-def _read_method(registry: "Registry", text: str, settings: Mapping[str, Any] | None = None) -> Any:
-    """A method from its name, as in "mlp:hidden=16", or its JSON form, with `settings` on top."""
-    from core.errors import ParameterError
-    from core.method import from_dict, from_text
-
-    if text.lstrip().startswith("{"):
-        try:
-            method = from_dict(registry, json.loads(text))
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ParameterError(f"{registry.kind}: must be a name or JSON, got {text!r} ({error})") from None
-    else:
-        method = from_text(registry, text)
-    given = _given(type(method), settings or {})
-    return type(method).from_dict(method.to_dict() | given) if given else method
-
-
-def _read_data(text: str) -> "DatasetBundle":
-    """A data set by name, as in "cluttered-digits:seed=1", by JSON form, or a path to own pictures."""
-    from core.bundles import DATASETS
-    from core.weights import load_dataset
-
-    own = text not in DATASETS and Path(text).exists()
-    return load_dataset(Path(text) if own else _read_method(DATASETS, text))
-
-
-def _read_recipe(path: Path) -> "Recipe":
-    from core.errors import RecipeError
-    from core.recipe import Recipe
-
-    try:
-        return Recipe.from_json(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise RecipeError(f"recipe: must be a JSON file, got {path}, which is no text") from None
-
-
-def _describe(cls: "type[Method]") -> dict[str, Any]:
-    """What `list --json` says of one class."""
-    parameters = []
-    for name, (domain, default) in _declarations(cls).items():
-        held = {f.name: getattr(domain, f.name) for f in fields(domain)}
-        if "registry" in held:
-            held["options"] = list(held.pop("registry"))
-        kind = type(domain).__name__.lower()
-        parameters.append({"name": name, "default": {} if default == () else default, "kind": kind, **held})
-    return {"name": cls.name, "summary": cls.summary(), "parameters": parameters}
-
-
-def _explain_parameter(parameter: Mapping[str, Any]) -> str:
-    return f"{parameter['help']} (default {parameter['default']})"
-
-
-# ------------------------------------------------------------------------------------------ output
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON has it: tensors and arrays as lists, what is not finite as null."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    match value:
-        case Mapping():
-            return {str(key): _plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case float() if not math.isfinite(value):
-            return None
-        case None | bool() | int() | float() | str():
-            return value
-    return str(value)
-
-
-def _to_json(value: Any) -> str:
-    return json.dumps(_plain(value), indent=2, allow_nan=False)
-
-
-def _print_json(value: Any) -> None:
-    print(_to_json(value))
-
-
-def _print(report: Mapping[str, Any], as_json: bool, hide: Sequence[str] = ()) -> None:
-    """`report` as JSON, or one line per entry for people."""
-    if as_json:
-        return _print_json(report)
-    for name, value in report.items():
-        if name not in hide:
-            print(f"  {name.replace('_', ' '):20} {_in_words(value)}")
-    return None
-
-
-def _in_words(value: Any) -> str:
-    match value:
-        case float():
-            return f"{value:.4f}"
-        case bool() | str():
-            return str(value)
-        case int():
-            return f"{value:,}"
-        case list() | tuple():
-            return "[" + ", ".join(_in_words(item) for item in value) + "]"
-    return str(value)
-
-
-def _print_table(evaluations: "Sequence[Evaluation]") -> None:
-    """One line per metric, one column per network."""
-
-    def show(value: Any, form: str) -> str:
-        return "-".join(f"{end:{form}}" for end in value) if isinstance(value, tuple) else f"{value:{form}}"
-
-    for name, metric in evaluations[0].metrics().items():
-        columns = (f"{show(getattr(e, name), metric.format):>16}" for e in evaluations)
-        print(f"  {metric.label:20}{''.join(columns)} {metric.unit}".rstrip())
-
-
-def _print_agreement(agreement: Mapping[str, Mapping[str, Any]]) -> None:
-    """One line per attribution method and measure, with the bounds that it is read between."""
-    if not agreement:
-        return
-    from core.agreement import Agreement
-
-    for name, found in agreement.items():
-        print(f"  {name}, agreement on {found['compared']} pictures")
-        for measure, metric in Agreement.metrics().items():
-            parts = [f"{metric.label:20}{found['mean'][measure]:>14{metric.format}}"]
-            for end in ("noise_ceiling", "random_floor"):
-                if end in found:
-                    parts.append(f"{end.replace('_', ' ')} {found[end][measure]:{metric.format}}")
-            print("    " + "   ".join(parts))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _run() -> "Run":
-    """A run that tells stderr how far it is: a moving line in a terminal, a line at times in a file."""
-    from core.run import Run
-
-    progress = Run()
-    said = {"rows": 0, "time": time.monotonic(), "message": ""}
-    terminal = sys.stderr.isatty()
-
-    def tell(state: Any) -> None:
-        for row in progress.records[said["rows"] :]:
-            line = "  ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in row.items())
-            _say(("\r\033[K" if terminal else "") + line)
-        said["rows"] = len(progress.records)
-        now = time.monotonic()
-        if now - said["time"] < (0.1 if terminal else 10) and state.fraction < 1:
-            return
-        said["time"] = now
-        line = f"{state.fraction:4.0%} {state.message}"
-        if terminal:
-            print(f"\r\033[K{line}", end="\n" if state.fraction == 1 else "", file=sys.stderr, flush=True)
-        elif line != said["message"]:
-            said["message"] = line
-            _say(line)
-
-    progress.on_progress = tell
-    return progress
-
-
 # -------------------------------------------------------------------------------------------- main
 
 
@@ -823,10 +559,10 @@ def _application(arguments: Sequence[str]) -> typer.Typer:
         takes_settings = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(command).parameters.values())
         lenient = {}
         if takes_settings:
-            declared = _declared_options(name, arguments) if name == asked else {}
+            declared = declared_options(name, arguments) if name == asked else {}
             if declared is None:  # an unknown method: let the command say so, not an option it lacks
                 lenient, declared = {"ignore_unknown_options": True, "allow_extra_args": True}, {}
-            command = _with_options(command, declared)
+            command = with_options(command, declared)
         app.command(name, context_settings=lenient)(command)
     return app
 
@@ -846,15 +582,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except UserError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
     except OSError as error:
         if error.filename is None:
             raise
-        _say(f"error: {error.filename}: {error.strerror}")
+        say(f"error: {error.filename}: {error.strerror}")
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's way to say that the command line is wrong
             raise
-        _say(f"error: {error.format_message()}")
+        say(f"error: {error.format_message()}")
     return 2
 
 

@@ -19,6 +19,7 @@ from core.method import Choice, Flag, Nested, Number, PerLayer
 from core.recipe import COMPRESSORS, Recipe
 from core.training import Schedule
 from core.weights import load_dataset, load_model
+from shell import options
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,7 +49,7 @@ def weights(tmp_path_factory) -> Path:
 
 
 def registries() -> list[tuple[str, str]]:
-    return [(kind, name) for kind, registry in cli._registries().items() for name in registry]
+    return [(kind, name) for kind, registry in options.registries().items() for name in registry]
 
 
 def test_list_shows_every_class_of_every_registry(capsys):
@@ -63,12 +64,12 @@ def test_list_shows_every_class_of_every_registry(capsys):
 def test_list_covers_every_folder_that_grows():
     """A folder of core that holds one class per file is a kind."""
     folders = {path.parent.name for path in (ROOT / "core").glob("*/__init__.py")}
-    assert folders == set(cli._registries())
+    assert folders == set(options.registries())
 
 
 @pytest.mark.parametrize(("kind", "name"), registries())
 def test_list_shows_parameters_as_they_are_declared(kind, name, capsys):
-    cls = cli._registries()[kind][name]
+    cls = options.registries()[kind][name]
     entry = next(e for e in call(capsys, "list", kind)[kind] if e["name"] == name)
     assert entry["summary"] == cls.summary()
     assert [p["name"] for p in entry["parameters"]] == list(cls.domains())
@@ -113,9 +114,9 @@ def test_what_is_typed_is_what_the_recipe_says(method, field, monkeypatch):
     done: list[Recipe] = []
     monkeypatch.setattr(cli, "_carry_out", lambda loaded, recipe, *rest: done.append(recipe))
     monkeypatch.setattr(cli, "_load", lambda *names: None)
-    domain, default = cli._declarations(COMPRESSORS[method])[field]
+    domain, default = options.declarations(COMPRESSORS[method])[field]
     typed, expected = another(domain, default)
-    option = cli._flag_name(field)
+    option = options.flag_name(field)
     if isinstance(typed, bool):
         words = [option if typed else "--no-" + option[2:]]
     else:
@@ -137,7 +138,7 @@ COMMAND_OPTIONS = {
     "cls", [Schedule, *(COMPRESSORS[n] for n in COMPRESSORS), *(MODELS[n] for n in MODELS)]
 )
 def test_no_hyper_parameter_is_called_like_an_option_of_the_command(cls):
-    assert not {cli._flag_name(field) for field in cls.domains()} & COMMAND_OPTIONS
+    assert not {options.flag_name(field) for field in cls.domains()} & COMMAND_OPTIONS
 
 
 @pytest.mark.parametrize("model", list(MODELS))
@@ -149,7 +150,7 @@ def test_schedule_and_architecture_do_not_share_a_name(model):
 def test_help_of_a_method_shows_its_options(name, capsys):
     assert cli.main(["compress", "mlp", name, "--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(cli._flag_name(field) in shown for field in COMPRESSORS[name].domains())
+    assert all(options.flag_name(field) in shown for field in COMPRESSORS[name].domains())
 
 
 @pytest.mark.parametrize(
@@ -302,11 +303,11 @@ def test_a_stopped_training_is_resumed_to_the_same_weights(weights, tmp_path, mo
         run.on_progress = stop
         return run
 
-    make_run = cli._run
-    monkeypatch.setattr(cli, "_run", lambda: stop_after_two(make_run()))
+    make_run = cli.run_with_progress
+    monkeypatch.setattr(cli, "run_with_progress", lambda: stop_after_two(make_run()))
     assert cli.main(train_words(tmp_path)) == 130
     assert not (tmp_path / weights.name).exists()
-    monkeypatch.setattr(cli, "_run", make_run)
+    monkeypatch.setattr(cli, "run_with_progress", make_run)
     assert cli.main([*train_words(tmp_path), "--resume"]) == 0
     whole, resumed = load_file(weights), load_file(tmp_path / weights.name)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

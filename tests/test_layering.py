@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from tiny import ROOT
 
-FRONT_END = {"streamlit", "plotly", "view", "pages", "app", "cli", "typer"}
+FRONT_END = {"streamlit", "plotly", "view", "pages", "app", "cli", "shell", "typer"}
 FORBIDDEN = {
     "core": FRONT_END,
-    "view": {"pages", "app", "cli", "typer"},
-    "pages": {"torch", "torchvision", "captum", "torch_pruning", "app", "cli", "typer"},
+    "view": {"pages", "app", "cli", "shell", "typer"},
+    "pages": {"torch", "torchvision", "captum", "torch_pruning", "app", "cli", "shell", "typer"},
     "cli.py": {"streamlit", "plotly", "view", "pages", "app"},
+    "shell": {"streamlit", "plotly", "view", "pages", "app", "cli"},
 }  # part of the project -> top-level modules that it must not import
 FAMILIES = {"datasets", "models"}  # several entries may share a file and a base class
 GROWTH = {path.parent.name for path in (ROOT / "core").glob("*/__init__.py")}

@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-PROGRAM = ["app.py", "cli.py", "core", "view", "pages"]
+PROGRAM = ["app.py", "cli.py", "shell", "core", "view", "pages"]
 TESTS = ["tests", "tools", "bench"]
 
 

@@ -94,7 +94,8 @@ print("works")
 def copy_with_new_files(tmp_path_factory):
     """A copy of the engine and the shell in which every growth folder has one file more."""
     folder = tmp_path_factory.mktemp("copy")
-    shutil.copytree(ROOT / "core", folder / "core", ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("core", "shell"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
     for (where, module, registry, base), body in BODIES.items():

@@ -1,0 +1,118 @@
+"""What the shell says: results on stdout, for people or as JSON, and progress on stderr."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch takes seconds to load, and `--help` needs none of it
+    from core.evaluation import Evaluation
+    from core.run import Run
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: tensors and arrays as lists, what is not finite as null."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    match value:
+        case Mapping():
+            return {str(key): plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case float() if not math.isfinite(value):
+            return None
+        case None | bool() | int() | float() | str():
+            return value
+    return str(value)
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(plain(value), indent=2, allow_nan=False)
+
+
+def print_json(value: Any) -> None:
+    print(to_json(value))
+
+
+def print_report(report: Mapping[str, Any], as_json: bool, hide: Sequence[str] = ()) -> None:
+    """`report` as JSON, or one line per entry for people."""
+    if as_json:
+        return print_json(report)
+    for name, value in report.items():
+        if name not in hide:
+            print(f"  {name.replace('_', ' '):20} {_in_words(value)}")
+    return None
+
+
+def _in_words(value: Any) -> str:
+    match value:
+        case float():
+            return f"{value:.4f}"
+        case bool() | str():
+            return str(value)
+        case int():
+            return f"{value:,}"
+        case list() | tuple():
+            return "[" + ", ".join(_in_words(item) for item in value) + "]"
+    return str(value)
+
+
+def print_table(evaluations: "Sequence[Evaluation]") -> None:
+    """One line per metric, one column per network."""
+
+    def show(value: Any, form: str) -> str:
+        return "-".join(f"{end:{form}}" for end in value) if isinstance(value, tuple) else f"{value:{form}}"
+
+    for name, metric in evaluations[0].metrics().items():
+        columns = (f"{show(getattr(e, name), metric.format):>16}" for e in evaluations)
+        print(f"  {metric.label:20}{''.join(columns)} {metric.unit}".rstrip())
+
+
+def print_agreement(agreement: Mapping[str, Mapping[str, Any]]) -> None:
+    """One line per attribution method and measure, with the bounds that it is read between."""
+    if not agreement:
+        return
+    from core.agreement import Agreement
+
+    for name, found in agreement.items():
+        print(f"  {name}, agreement on {found['compared']} pictures")
+        for measure, metric in Agreement.metrics().items():
+            parts = [f"{metric.label:20}{found['mean'][measure]:>14{metric.format}}"]
+            for end in ("noise_ceiling", "random_floor"):
+                if end in found:
+                    parts.append(f"{end.replace('_', ' ')} {found[end][measure]:{metric.format}}")
+            print("    " + "   ".join(parts))
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_with_progress() -> "Run":
+    """A run that tells stderr how far it is: a moving line in a terminal, a line at times in a file."""
+    from core.run import Run
+
+    progress = Run()
+    said = {"rows": 0, "time": time.monotonic(), "message": ""}
+    terminal = sys.stderr.isatty()
+
+    def tell(state: Any) -> None:
+        for row in progress.records[said["rows"] :]:
+            line = "  ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in row.items())
+            say(("\r\033[K" if terminal else "") + line)
+        said["rows"] = len(progress.records)
+        now = time.monotonic()
+        if now - said["time"] < (0.1 if terminal else 10) and state.fraction < 1:
+            return
+        said["time"] = now
+        line = f"{state.fraction:4.0%} {state.message}"
+        if terminal:
+            print(f"\r\033[K{line}", end="\n" if state.fraction == 1 else "", file=sys.stderr, flush=True)
+        elif line != said["message"]:
+            said["message"] = line
+            say(line)
+
+    progress.on_progress = tell
+    return progress
