@@ -58,14 +58,14 @@ def words(scene: Scene) -> str:
 def _picture(scene: Scene) -> None:
     held("noun.image", scene.image)
     st.number_input(
-        f"Picture ({scene.label(scene.image)})",
+        f"Picture, class {scene.label(scene.image)}",
         0,
         len(scene.split) - 1,
         step=1,
         key="noun.image",
         width=170,
         on_change=lambda: states.change(image=st.session_state["noun.image"]),
-        help=f"Position among the {len(scene.split):,} test pictures; its label is in brackets",
+        help=f"Position among the {len(scene.split):,} test pictures; its true class stands above",
     )
 
 
