@@ -11,11 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.bundles import MODELS
 from core.criteria.magnitude import Magnitude
 from core.criteria.snip import SNIP
 from core.criterion import CRITERIA, Criterion
 from core.errors import ParameterError, UnknownNameError
-from core.method import Method, Number, choice, flag, from_dict, nested, number, per_layer
+from core.method import Method, Number, choice, flag, from_dict, from_text, nested, number, per_layer
 from core.registry import Registry
 
 
@@ -207,3 +208,12 @@ def test_a_default_outside_its_own_domain_is_found_at_once():
 
     with pytest.raises(ParameterError, match="careless: share must lie in"):
         Careless()
+
+
+def test_a_short_text_names_a_method_with_its_hyper_parameters():
+    assert from_text(MODELS, "mlp:hidden=16,depth=3") == MODELS["mlp"](hidden=16, depth=3)
+    assert from_text(MODELS, "torchvision:network=alexnet").network == "alexnet"
+    with pytest.raises(ParameterError, match="hidden must be a number, got 'wide'"):
+        from_text(MODELS, "mlp:hidden=wide")
+    with pytest.raises(UnknownNameError, match="did you mean 'mlp'"):
+        from_text(MODELS, "mpl:hidden=16")
