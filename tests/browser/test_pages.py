@@ -15,9 +15,16 @@ SIZES = {"phone": (390, 844), "laptop": (1366, 768), "large": (2560, 1440), "zoo
 
 
 def settled(page):
-    """Wait until the server has said all it has to say."""
-    page.wait_for_timeout(300)
-    page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')
+    """Wait until the server has said all it has to say: no script has run for a while."""
+    page.evaluate("window.stillSince = undefined")
+    page.wait_for_function(
+        """() => {
+             const still = document.querySelector('.stApp[data-test-script-state="notRunning"]');
+             window.stillSince = still ? window.stillSince ?? performance.now() : undefined;
+             return still && performance.now() - window.stillSince > 700;
+           }""",
+        polling=100,
+    )
     return page
 
 
@@ -215,6 +222,7 @@ def test_dark_and_light_follow_the_reader(server, visit):
     for scheme in ("light", "dark"):
         page = visit(f"{server.address}/prune", color_scheme=scheme)
         settled(page)
+        page.wait_for_selector(".ps-card")
         grounds[scheme] = page.evaluate(
             "getComputedStyle(document.querySelector('.ps-card')).backgroundColor"
         )
