@@ -50,6 +50,15 @@ class Slider:
     weights: int  # numbers in the weight tensors of `layers`
     macs: int  # multiply-adds of `layers` for one image
 
+    def entries(self, question: str) -> int:
+        """How many things it can take away: single weights, or filters."""
+        return self.weights if question == "weights" else self.width
+
+    def kept(self, question: str, sparsity: float) -> int:
+        """How many of them stay; of filters, the best always does."""
+        whole = self.entries(question)
+        return max(whole - round(sparsity * whole), 0 if question == "weights" else 1)
+
 
 @dataclass(frozen=True, eq=False)
 class Answer:

@@ -477,3 +477,15 @@ def test_tiers_double_and_the_last_but_one_is_never_nearly_everything():
     assert tier_ends(374) == [374]
     assert tier_ends(376) == [250, 376]
     assert tier_ends(10_000) == [250, 500, 1000, 2000, 4000, 10_000]
+
+
+@pytest.mark.parametrize("question", ["weights", "silence", "remove"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.03, 0.5, 0.94, 1.0])
+def test_a_slider_says_how_much_the_engine_keeps(model, data, question, sparsity):
+    whatif = engine(model, data)
+    for slider in whatif.sliders(question):
+        layer = whatif.model(Plan(question, None, {slider.name: sparsity})).get_submodule(slider.name)
+        alive = layer.weight != 0 if question == "weights" else layer.weight.flatten(1).any(1)
+        before = model.get_submodule(slider.name).weight  # may hold zeros of its own, which go first
+        nonzero = int(before.count_nonzero()) if question == "weights" else slider.width
+        assert int(alive.sum()) == min(slider.kept(question, sparsity), nonzero)

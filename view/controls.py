@@ -152,11 +152,11 @@ def _slider(scene: Scene, index: int, slider: Slider) -> None:
     key = f"slider.{scene.key}.{scene.plan.question}.{slider.name}"
     level = scene.plan.sparsity(slider.name)
     forms.held(key, round(100 * level))
-    single = scene.plan.question == "weights"
-    whole, unit = (slider.weights, "weights") if single else (slider.width, "channels")
+    asked = scene.plan.question
+    unit = "weights" if asked == "weights" else "channels"
     shared = f", in {len(slider.layers)} layers" if len(slider.layers) > 1 else ""
     locked = " :material/lock:" if slider.name in states.state().locked else ""
-    kept = f"{charts.count(whole - round(level * whole))} of {charts.count(whole)} {unit}"
+    kept = f"{charts.count(slider.kept(asked, level))} of {charts.count(slider.entries(asked))} {unit}"
     st.slider(
         f"{index} · {slider.name} · {kept}{shared}{locked}",
         0,

@@ -5,7 +5,7 @@ import streamlit as st
 
 from core.cost import latency
 from core.evaluation import Evaluation
-from core.whatif import Answer
+from core.whatif import Answer, Slider
 from view import charts, engine
 from view import state as states
 from view.charts import Bar, Card
@@ -112,13 +112,19 @@ def bars(scene: Scene, by: str) -> list[Bar]:
         Bar(
             slider.name,
             slider.weights if by == "weights" else slider.macs,
-            1 - scene.plan.sparsity(slider.name),
-            f"{index} {slider.name}: keeps {charts.percent(1 - scene.plan.sparsity(slider.name), 0)}; "
+            _share_kept(scene, slider),
+            f"{index} {slider.name}: keeps {charts.percent(_share_kept(scene, slider), 0)}; "
             f"{slider.weights:,} weights, {charts.count(slider.macs)} MACs"
             + (f"; shared by {', '.join(slider.layers)}" if len(slider.layers) > 1 else ""),
         )
         for index, slider in enumerate(scene.sliders, start=1)
     ]
+
+
+def _share_kept(scene: Scene, slider: Slider) -> float:
+    """What really stays: whole filters, so a small step of a slider may take none."""
+    asked = scene.plan.question
+    return slider.kept(asked, scene.plan.sparsity(slider.name)) / slider.entries(asked)
 
 
 def table(scene: Scene) -> pd.DataFrame:
@@ -128,6 +134,7 @@ def table(scene: Scene) -> pd.DataFrame:
             {
                 "slider": slider.name,
                 "sparsity": scene.plan.sparsity(slider.name),
+                "kept": slider.kept(scene.plan.question, scene.plan.sparsity(slider.name)),
                 "width": slider.width,
                 "weights": slider.weights,
                 "MACs": slider.macs,
