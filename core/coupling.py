@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from core.cutting import blank, cut, example_for, masks_of, replace_layer, skeleton
 from core.errors import UnsupportedModelError
 from core.groups import Group, Slot, gone_channels
-from core.layers import PRUNABLE, ChannelShortcut, bake, prunable, require_prunable
+from core.layers import PRUNABLE, ChannelShortcut, bake, following_batch_norms, prunable, require_prunable
 
 T = TypeVar("T")
 
@@ -74,6 +74,16 @@ def output_layers(model: nn.Module, example: Tensor) -> tuple[str, ...]:
     """The layers whose outputs are the logits: they keep all their outputs, whatever is asked."""
     require_prunable(model)
     return _remembered("outputs", model, example, lambda network, example: _trace(network, example).outputs)
+
+
+def following_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
+    """Prunable layer -> the name of the batch norm that its output enters directly."""
+
+    def find(network: nn.Module, example: Tensor) -> dict[str, str]:
+        names = {module: name for name, module in network.named_modules()}
+        return {layer: names[norm] for layer, norm in following_batch_norms(network, example).items()}
+
+    return _remembered("norms", model, example, find)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from core.groups import Gone
 from core.layers import PRUNABLE, ChannelShortcut
 
+TensorMasks = dict[tuple[str, str], Tensor]  # (layer, tensor) -> what stays; broadcasts to the tensor
 
-def masks_of(model: nn.Module, gone: Gone) -> dict[tuple[str, str], Tensor]:
+
+def masks_of(model: nn.Module, gone: Gone) -> TensorMasks:
     """See `tensor_masks`; `gone` is what `gone_channels` returned."""
-    masks: dict[tuple[str, str], Tensor] = {}
+    masks: TensorMasks = {}
 
     def cut(name: str, tensor: str, keep: Tensor) -> None:
         value = getattr(model.get_submodule(name), tensor, None)

@@ -17,7 +17,7 @@ from core.run import Run
 
 Interval = tuple[float, float]
 
-_Z = NormalDist().inv_cdf(0.975)  # of a two-sided interval of 95 %
+Z = NormalDist().inv_cdf(0.975)  # of a two-sided interval of 95 %
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +125,9 @@ def wilson(hits: int, n: int) -> Interval:
     """
     if n == 0:
         return (0.0, 1.0)
-    share, z2 = hits / n, _Z**2
+    share, z2 = hits / n, Z**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
+    half = Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
     return (0.0 if hits == 0 else centre - half, 1.0 if hits == n else centre + half)
 
 
@@ -155,8 +155,8 @@ def paired_interval(gained: int, lost: int, n: int) -> Interval:
         return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance)
 
     estimate = (gained - lost) / n
-    low = -1.0 if estimate == -1 else _crossing(lambda d: statistic(d) > _Z, -1.0, estimate)
-    high = 1.0 if estimate == 1 else _crossing(lambda d: statistic(d) >= -_Z, estimate, 1.0)
+    low = -1.0 if estimate == -1 else _crossing(lambda d: statistic(d) > Z, -1.0, estimate)
+    high = 1.0 if estimate == 1 else _crossing(lambda d: statistic(d) >= -Z, estimate, 1.0)
     return (low, high)
 
 

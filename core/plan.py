@@ -13,6 +13,7 @@ from torch import nn
 from core import listing
 from core.bundles import DATASETS, ModelBundle, Setting
 from core.criterion import CRITERIA, Criterion, Ranking, Scores, rank, require_weight_scores
+from core.cutting import TensorMasks
 from core.errors import ParameterError, RecipeError, UserError
 from core.layers import bake, private_copy
 from core.method import Choice, Nested, PerLayer
@@ -113,8 +114,18 @@ class Plan:
 
     def apply(self, model: nn.Module, setting: Setting, scores: Scores) -> nn.Module:
         """A copy of `model` compressed as the recipe does it, from `scores` computed before."""
-        step = replace(self._step(), criterion=_known(self.criterion, scores))
+        step = self._knowing(scores)
         return bake(step.apply(private_copy(model), setting, Run()).eval()).requires_grad_(False)
+
+    def tensor_masks(self, model: nn.Module, setting: Setting, ranking: Ranking) -> TensorMasks:
+        """The same in the old shapes: (layer, tensor) -> what stays. `ranking` is of `scores`."""
+        if self.question == "weights":
+            masks = ranking.masks(dict(self.sparsities))
+            return {(name, "weight"): keep for name, keep in masks.items()}
+        return self._knowing(ranking.scores).tensor_masks(model, setting, Run())
+
+    def _knowing(self, scores: Scores) -> Compressor:
+        return replace(self._step(), criterion=_known(self.criterion, scores))
 
     def code(self, bundle: ModelBundle, setting: Setting | None = None, scores: Scores | None = None) -> str:
         """Plain PyTorch that does the same to the same architecture: `compress(model, example)`.

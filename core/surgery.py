@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from core.coupling import groups
-from core.cutting import blank, cut, example_for, masks_of, skeleton, width_of
+from core.coupling import following_norms, groups
+from core.cutting import TensorMasks, blank, cut, masks_of, skeleton, width_of
 from core.errors import ParameterError
 from core.groups import Masks, gone_channels, require_groups
-from core.layers import ChannelShortcut, Mask, apply_mask, bake, following_batch_norms, require_layers
+from core.layers import ChannelShortcut, Mask, apply_mask, bake, require_layers
 
 
 def remove_groups(model: nn.Module, masks: Masks, example: Tensor) -> nn.Module:
@@ -43,15 +43,10 @@ def remove_groups(model: nn.Module, masks: Masks, example: Tensor) -> nn.Module:
 
 def mask_groups(model: nn.Module, masks: Masks, example: Tensor) -> None:
     """Hold at zero, in place, what `remove_groups` would take away: the same logits, the old shapes."""
-    for (name, tensor), keep in tensor_masks(model, masks, example).items():
-        layer = model.get_submodule(name)
-        if isinstance(layer, ChannelShortcut):
-            layer.source = blank(layer.source, keep)
-        else:
-            apply_mask(layer, keep, tensor)
+    _hold(model, tensor_masks(model, masks, example))
 
 
-def tensor_masks(model: nn.Module, masks: Masks, example: Tensor) -> dict[tuple[str, str], Tensor]:
+def tensor_masks(model: nn.Module, masks: Masks, example: Tensor) -> TensorMasks:
     """(layer, tensor) -> what stays when the units that are False in `masks` go.
 
     The masks are shaped so that they broadcast against the tensor: (O, I, 1, 1), (O, 1) or (O,). A
@@ -67,14 +62,7 @@ def silence(model: nn.Module, masks: Masks, example: Tensor) -> None:
     whose output meets something else first (an addition, a concatenation) has no batch norm of its
     own, and loses weights and bias.
     """
-    layers = _filters(model, masks)
-    outline = skeleton(model)
-    names = {module: name for name, module in outline.named_modules()}
-    norms = following_batch_norms(outline, example_for(example, model))
-    for name, keep in masks.items():
-        _hold(layers[name], keep, "weight", "bias")
-        if name in norms:
-            _hold(model.get_submodule(names[norms[name]]), keep, "weight", "bias")
+    _hold(model, silence_masks(model, masks, example))
 
 
 def zero_filters(model: nn.Module, masks: Masks) -> None:
@@ -82,30 +70,57 @@ def zero_filters(model: nn.Module, masks: Masks) -> None:
 
     `masks` is layer name -> (O,) bool. It is what `torch.nn.utils.prune.ln_structured` does.
     """
-    layers = _filters(model, masks)
-    for name, keep in masks.items():
-        _hold(layers[name], keep, "weight")
+    _hold(model, zero_masks(model, masks))
 
 
-def _filters(model: nn.Module, masks: Masks) -> dict[str, nn.Module]:
-    """The layers named in `masks`, whose masks must fit."""
+def silence_masks(model: nn.Module, masks: Masks, example: Tensor) -> TensorMasks:
+    """What `silence` holds at zero: (layer, tensor) -> what stays, shaped to broadcast."""
+    norms = following_norms(model, example)
+    found: TensorMasks = {}
+    for name in _require_filters(model, masks):
+        for owner in (name, norms.get(name)):
+            for tensor in ("weight", "bias") if owner else ():
+                found |= _filter_mask(model, owner, tensor, masks[name])
+    return found
+
+
+def zero_masks(model: nn.Module, masks: Masks) -> TensorMasks:
+    """What `zero_filters` holds at zero: (layer, tensor) -> what stays, shaped to broadcast."""
+    found: TensorMasks = {}
+    for name in _require_filters(model, masks):
+        found |= _filter_mask(model, name, "weight", masks[name])
+    return found
+
+
+def _require_filters(model: nn.Module, masks: Masks) -> Masks:
+    """`masks`, which must fit the layers that they name."""
     require_layers(model, masks)
-    layers = {name: model.get_submodule(name) for name in masks}
     for name, keep in masks.items():
-        if keep.shape != layers[name].weight.shape[:1] or keep.dtype != torch.bool:
+        width = width_of(model.get_submodule(name))
+        if keep.shape != (width,) or keep.dtype != torch.bool:
             raise ParameterError(
-                f"layer {name}: the mask must be bool and of length {width_of(layers[name])}, "
+                f"layer {name}: the mask must be bool and of length {width}, "
                 f"got {keep.dtype} of shape {tuple(keep.shape)}"
             )
-    return layers
+    return masks
 
 
-def _hold(layer: nn.Module, keep: Tensor, *tensors: str) -> None:
-    """Hold the tensors of `layer` at zero in the channels where `keep` (O,) is False."""
-    for tensor in tensors:
-        value = getattr(layer, tensor, None)
-        if value is not None and not keep.all():
-            apply_mask(layer, keep.view(-1, *[1] * (value.dim() - 1)), tensor)
+def _filter_mask(model: nn.Module, layer: str, tensor: str, keep: Tensor) -> TensorMasks:
+    """The mask of one tensor of `layer`, from which channels `keep` (O,); none where nothing goes."""
+    value = getattr(model.get_submodule(layer), tensor, None)
+    if value is None or keep.all():
+        return {}
+    return {(layer, tensor): keep.view(-1, *[1] * (value.dim() - 1))}
+
+
+def _hold(model: nn.Module, masks: TensorMasks) -> None:
+    """Hold at zero, in place, what is False in `masks`."""
+    for (name, tensor), keep in masks.items():
+        layer = model.get_submodule(name)
+        if isinstance(layer, ChannelShortcut):
+            layer.source = blank(layer.source, keep)
+        else:
+            apply_mask(layer, keep, tensor)
 
 
 def _held(model: nn.Module) -> dict[tuple[str, str], Tensor]:

@@ -15,9 +15,13 @@ class _Tracer(fx.Tracer):
     here; those of other threads are passed on as they are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
         super().__init__()
         self._thread = threading.get_ident()
+        self._leaves = leaves
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self._thread:
@@ -30,8 +34,10 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def trace(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> fx.GraphModule:
     """`model` as a graph of calls, with its own submodules under their names.
+
+    Modules of torch itself and of the classes `leaves` are one call each.
 
     Every use of torch.fx's tracing in a server belongs here: two traces at once would leave
     `nn.Module` patched for good.
@@ -40,4 +46,4 @@ def trace(model: nn.Module) -> fx.GraphModule:
         Exception: of any kind, where the code cannot be traced; it is run on symbols.
     """
     with _ONE_AT_A_TIME:
-        return fx.GraphModule(model, _Tracer().trace(model))
+        return fx.GraphModule(model, _Tracer(leaves).trace(model))

@@ -18,7 +18,9 @@ from core.evaluation import change, evaluate, paired_interval, wilson
 from core.plan import PRESETS, QUESTIONS, Plan
 from core.recipe import compress
 from core.run import Run
-from core.whatif import STRATA, Memory, WhatIf, strata_order, tier_ends
+from core.memory import Memory
+from core.strata import STRATA, Strata, tier_ends
+from core.whatif import WhatIf
 
 N = 420  # test images: two tiers
 
@@ -56,9 +58,9 @@ def data(request) -> DatasetBundle:
     return replace(request.getfixturevalue("tiny_data"), test=noisy(N, seed=3))
 
 
-def engine(model, data, split: Split | None = None) -> WhatIf:
+def engine(model, data, split: Split | None = None, precisions=(torch.float32,)) -> WhatIf:
     bundle = ModelBundle(model, MODELS["small-cnn"](), "cluttered-digits")
-    return WhatIf(bundle, data, data.test if split is None else split)
+    return WhatIf(bundle, data, data.test if split is None else split, precisions=precisions)
 
 
 @pytest.fixture
@@ -128,13 +130,16 @@ def test_zero_everywhere_is_the_original_bit_for_bit(question, whatif):
 
 def test_answers_tighten_and_every_one_says_which_images_it_rests_on(whatif, data):
     answers = list(whatif.answer(uniform(whatif, "zero")))
-    assert [(a.n, a.exact) for a in answers] == [(250, False), (N, True)]
-    first, last = answers
-    assert len(first.index.unique()) == 250
+    assert [(a.n, a.exact) for a in answers] == [(100, False), (200, False), (N, True)]
+    first, second, last = answers
+    assert len(first.index.unique()) == 100
+    assert torch.equal(first.index, second.index[:100])
     assert torch.allclose(first.logits, last.logits[first.index], atol=1e-5)
     hits = (first.logits.argmax(1) == data.test.labels[first.index]).sum().item()
-    assert first.accuracy == hits / 250
-    assert first.interval == wilson(hits, 250)
+    assert first.accuracy == hits / 100
+    assert first.interval == wilson(hits, 100)
+    assert first.remaining[0] < first.accuracy < first.remaining[1]
+    assert last.remaining == (pytest.approx(last.accuracy), pytest.approx(last.accuracy))
     assert set(first.change.lost.tolist()) <= set(last.change.lost.tolist())
     assert set(first.change.gained.tolist()) <= set(last.change.gained.tolist())
     assert last.interval[1] - last.interval[0] < first.interval[1] - first.interval[0]
@@ -145,21 +150,33 @@ def test_an_answer_given_once_is_remembered(whatif, monkeypatch):
     last = whatif.exact(plan)
     monkeypatch.setattr(whatif, "_forward", None)
     monkeypatch.setattr(whatif, "model", None)
-    assert list(whatif.answer(plan)) == [last]
+    (again,) = whatif.answer(plan)
+    assert again.exact
+    assert again.logits is last.logits
+
+
+def test_plans_that_take_the_same_filters_are_one_plan_to_the_engine(whatif, monkeypatch):
+    """Of 8 filters, 50 % and 52 % both take 4."""
+    last = whatif.exact(Plan("zero", None, {"conv1": 0.5}))
+    monkeypatch.setattr(whatif, "_forward", None)
+    plan = Plan("zero", None, {"conv1": 0.52})
+    (again,) = whatif.answer(plan)
+    assert again.plan == plan
+    assert again.logits is last.logits
 
 
 def test_closing_the_iterator_ends_the_work_and_what_was_done_is_not_done_again(whatif):
     seen = []
     forward = whatif._forward
-    whatif._forward = lambda model, index: seen.append(len(index)) or forward(model, index)
+    whatif._forward = lambda route, begin, end: seen.append(end - begin) or forward(route, begin, end)
     plan = uniform(whatif, "zero")
     answers = whatif.answer(plan)
     first = next(answers)
     answers.close()
-    assert sum(seen) == 250
+    assert sum(seen) == 100
     resumed = list(whatif.answer(plan))
     assert sum(seen) == N
-    assert resumed[0] is first
+    assert resumed[0].logits is first.logits
     assert torch.equal(resumed[-1].logits, engine(whatif._module, whatif_data(whatif)).exact(plan).logits)
 
 
@@ -429,9 +446,9 @@ def test_a_layer_with_one_filter_keeps_it(data):
 def test_the_order_is_one_of_all_images_and_always_the_same(n):
     torch.manual_seed(0)
     logits, labels = torch.randn(n, 4), torch.randint(0, 4, (n,))
-    order = strata_order(logits, labels)
+    order = Strata(logits, labels).order
     assert order.sort().values.tolist() == list(range(n))
-    assert torch.equal(order, strata_order(logits, labels))
+    assert torch.equal(order, Strata(logits, labels).order)
 
 
 def test_every_fifty_images_hold_one_of_each_band_of_the_margin():
@@ -441,7 +458,7 @@ def test_every_fifty_images_hold_one_of_each_band_of_the_margin():
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         margins.append(row[label] - max(value for k, value in enumerate(row) if k != label))
     band = torch.tensor(margins).argsort().argsort() // (1000 // STRATA)
-    for part in strata_order(logits, labels).split(STRATA):
+    for part in Strata(logits, labels).order.split(STRATA):
         assert band[part].sort().values.tolist() == list(range(STRATA))
 
 
@@ -455,28 +472,34 @@ def test_a_beginning_predicts_the_whole_better_than_a_random_sample_and_its_inte
     whole = change(before, after, labels)
     accuracy = (after.argmax(1) == labels).float().mean().item()
     errors: dict[str, list[float]] = {"strata": [], "random": []}
-    held = held_change = 0
+    held = held_change = held_remaining = 0
     for seed in range(300):
-        first = strata_order(before, labels, seed)[:250]
+        strata = Strata(before, labels, seed)
+        first = strata.order[:250]
         random = torch.randperm(1077)[:250]
         for name, index in (("strata", first), ("random", random)):
             errors[name].append((after[index].argmax(1) == labels[index]).float().mean().item() - accuracy)
         hits = int((after[first].argmax(1) == labels[first]).sum())
         low, high = wilson(hits, 250)
         held += low <= accuracy <= high
+        low, high = strata.remaining(after[first].argmax(1) == labels[first])
+        held_remaining += low <= accuracy <= high
         low, high = change(before[first], after[first], labels[first]).interval
         held_change += low <= whole.difference <= high
     spread = {name: torch.tensor(found).square().mean().sqrt() for name, found in errors.items()}
     assert spread["strata"] < bound * spread["random"]
     assert held >= 0.95 * 300
     assert held_change >= 0.95 * 300
+    assert 0.92 * 300 <= held_remaining
 
 
 def test_tiers_double_and_the_last_but_one_is_never_nearly_everything():
     assert tier_ends(0) == [0]
-    assert tier_ends(374) == [374]
-    assert tier_ends(376) == [250, 376]
-    assert tier_ends(10_000) == [250, 500, 1000, 2000, 4000, 10_000]
+    assert tier_ends(149) == [149]
+    assert tier_ends(151) == [100, 151]
+    assert tier_ends(1_000) == [100, 200, 400, 1_000]
+    assert tier_ends(10_000) == [100, 200, 400, 800, 1600, 3200, 6400, 10_000]
+    assert tier_ends(1_000, 8) == [104, 200, 400, 1_000]
 
 
 @pytest.mark.parametrize("question", ["weights", "silence", "remove"])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from core import coupling, surgery
 from core.bundles import Setting
 from core.criterion import CRITERIA, Criterion, Ranking, Scores
+from core.cutting import TensorMasks
 from core.errors import ParameterError, UnsupportedModelError
 from core.groups import Group, group_scores, normalised, require_groups
 from core.layers import prunable, require_layers
@@ -95,6 +96,16 @@ class PruneFilters(Compressor):
         for name, group in groups.items():
             _keep_one(group, scores[name], masks[name])
         return masks
+
+    def tensor_masks(self, model: nn.Module, setting: Setting, run: Run) -> TensorMasks:
+        """The same in the old shapes: (layer, tensor) -> what stays, of every tensor that loses something."""
+        masks, example = self.masks(model, setting, run), setting.train.take(slice(0, 1)).images
+        match self.effect:
+            case "remove":
+                return surgery.tensor_masks(model, masks, example)
+            case "silence":
+                return surgery.silence_masks(model, masks, example)
+        return surgery.zero_masks(model, masks)
 
     def _free_layers(self, model: nn.Module, example: Tensor) -> list[str]:
         """The layers whose filters may go: all but those that make the logits."""
