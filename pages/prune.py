@@ -11,7 +11,7 @@ QUESTION = "What do I lose if I remove these weights?"
 head, cards = st.empty(), st.empty()
 head.html(f'<div class="ps-head"><h2>{QUESTION}</h2></div>')
 
-from view import charts, controls, engine, gallery, results
+from view import charts, controls, engine, gallery, live, results
 from view import state as states
 from view.progress import watched
 
@@ -21,24 +21,32 @@ if before and before[0] == scene.key:  # keep the last number, dimmed, while the
     cards.html(charts.cards(results.cards(scene, before[1]), dim=True))
 controls.presets(scene)
 
-left, right = st.columns([5, 7], gap="large")
-with left:
+asks, shows = st.columns([6, 5], gap="large")
+with asks:
     controls.question(scene)
-    controls.sliders(scene)
+with shows, st.container(horizontal=True, vertical_alignment="bottom"):
+    by, plain = controls.bar_width(), controls.plain()
 
-with right:
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        by = controls.bar_width()
-        st.button("Measure latency", icon=":material/timer:", on_click=results.measure_latency, args=(scene,))
-        with st.popover("Export", icon=":material/download:"):
-            results.exports(scene)
-        frame.goto("pages/attributions.py", "Same reasons?", icon=":material/visibility:")
-    st.html(charts.bars(results.bars(scene, by), by))
-    details = st.expander("The bars as a table, and who shares channels", on_change=states.act, key="table")
-    if details.open:
-        words = "Sparsity, weights and MACs of every slider"
-        details.dataframe(results.table(scene), hide_index=True, alt=words)
-    flipped = st.container()  # keeps the last pictures on screen until there are new ones
+if plain:
+    left, right = st.columns([5, 7], gap="large")
+    with left:
+        controls.sliders(scene)
+    right.html(charts.bars(results.bars(scene, by), by))
+else:
+    told = live.bars(scene, by)
+    last = before[1] if before and before[0] == scene.key else scene.whatif.original
+    told.html(live.facts(scene, last))
+
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    st.button("Measure latency", icon=":material/timer:", on_click=results.measure_latency, args=(scene,))
+    with st.popover("Export", icon=":material/download:"):
+        results.exports(scene)
+    frame.goto("pages/attributions.py", "Same reasons?", icon=":material/visibility:")
+details = st.expander("The bars as a table, and who shares channels", on_change=states.act, key="table")
+if details.open:
+    words = "Sparsity, weights and MACs of every slider"
+    details.dataframe(results.table(scene), hide_index=True, alt=words)
+flipped = st.container()  # keeps the last pictures on screen until there are new ones
 
 run = watched(
     lambda progress: head.html(charts.heading(QUESTION, f"{progress.fraction:.0%} of the pictures"))
@@ -47,6 +55,8 @@ for answer in scene.whatif.answer(scene.plan, run):
     cards.html(charts.cards(results.cards(scene, answer)))
     head.html(charts.heading(QUESTION, results.status(answer)))
     states.state().kept["answer"] = (scene.key, answer)
+    if not plain:
+        told.html(live.facts(scene, answer))
     if answer.exact:
         with flipped:
             gallery.flips(scene, answer)

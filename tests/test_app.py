@@ -32,6 +32,11 @@ def opened(app, page: str, **query: str) -> AppTest:
     return test if page == PAGES[0] else test.switch_page(page).run()
 
 
+def plain(test) -> AppTest:
+    """The plain sliders in place of the live bars, whose script does not run here."""
+    return test.segmented_control(key="view").set_value("Plain sliders").run()
+
+
 def html(test) -> str:
     return "\n".join(element.proto.body for element in test.get("html"))
 
@@ -48,7 +53,7 @@ def test_every_page_runs_without_an_exception(page, app):
 
 
 def test_moving_a_slider_changes_plan_link_and_accuracy(app):
-    test = opened(app, "pages/prune.py")
+    test = plain(opened(app, "pages/prune.py"))
     before = accuracy(test)
     slider = next(s for s in test.slider if s.key.startswith("slider."))
     slider.set_value(100).run()
@@ -60,7 +65,7 @@ def test_moving_a_slider_changes_plan_link_and_accuracy(app):
 
 
 def test_a_preset_leaves_locked_sliders_alone(app):
-    test = opened(app, "pages/prune.py")
+    test = plain(opened(app, "pages/prune.py"))
     first = next(s for s in test.slider if s.key.startswith("slider."))
     name = first.key.split(".", 3)[-1]
     next(m for m in test.multiselect if m.key == "locks").set_value([name]).run()
@@ -93,7 +98,7 @@ def test_an_attribution_method_of_the_link_is_used_and_its_form_drawn(method, ap
 
 
 def test_a_goal_moves_all_sliders_until_it_is_met(app):
-    test = opened(app, "pages/prune.py", m="small-cnn--cluttered-digits", plan="weights:magnitude")
+    test = plain(opened(app, "pages/prune.py", m="small-cnn--cluttered-digits", plan="weights:magnitude"))
     next(b for b in test.button if b.key == "goal.find").click().run()
     assert not test.exception
     levels = {s.value for s in test.slider if s.key.startswith("slider.")}

@@ -14,6 +14,8 @@ from view import state as states
 from view.engine import Scene, rehearsal
 from view.progress import visible_run
 
+VIEWS = ["Live bars", "Plain sliders"]
+
 
 def save(scene: Scene, plan: Plan) -> None:
     """Make `plan` the present one."""
@@ -179,3 +181,15 @@ def bar_width() -> str:
         required=True,
         on_change=states.act,
     )
+
+
+def plain() -> bool:
+    """Whether the reader wants plain sliders in place of the live bars."""
+    forms.held("view", VIEWS[states.state().plain])
+    st.segmented_control("Show", VIEWS, key="view", required=True, on_change=_view)
+    return states.state().plain
+
+
+def _view() -> None:
+    states.act()
+    states.state().plain = st.session_state["view"] == VIEWS[True]

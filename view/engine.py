@@ -107,6 +107,11 @@ def title(key: str) -> str:
     return f"{each.model.label()} · {DATASETS[each.dataset].label()}"
 
 
+def chosen() -> str:
+    """The key of the network that the nouns name, as they are at this moment."""
+    return state().nouns.model or next(iter(shelf()))
+
+
 def scene() -> Scene:
     """The scene of the present nouns. A noun that stands for nothing gives the default and a notice.
 

@@ -51,6 +51,7 @@ class State:
     notice: str = ""  # said above the page until the reader does something
     amount: int = 50  # per cent, for presets
     locked: frozenset[str] = frozenset()  # sliders that presets leave alone
+    plain: bool = False  # the sliders of Prune are plain ones, not live bars
     kept: dict[str, Any] = field(default_factory=dict)  # the last result of each kind, shown dimmed meanwhile
 
     @property

@@ -4,6 +4,7 @@ import re
 from urllib.parse import unquote
 
 import pytest
+from screen import accuracy, cards, settled
 
 PRUNED = "plan=remove:filter-l2:.3x12"
 PAGES = {
@@ -14,30 +15,12 @@ PAGES = {
 SIZES = {"phone": (390, 844), "laptop": (1366, 768), "large": (2560, 1440), "zoomed": (683, 384)}
 
 
-def settled(page):
-    """Wait until the server has said all it has to say: no script has run for a while."""
-    page.evaluate("window.stillSince = undefined")
-    page.wait_for_function(
-        """() => {
-             const still = document.querySelector('.stApp[data-test-script-state="notRunning"]');
-             window.stillSince = still ? window.stillSince ?? performance.now() : undefined;
-             return still && performance.now() - window.stillSince > 700;
-           }""",
-        polling=100,
-    )
-    return page
-
-
-def cards(page) -> dict[str, str]:
-    """Label -> all text of each card."""
-    page.wait_for_selector(".ps-cards:not(.ps-dim) .ps-card")
-    texts = page.locator(".ps-cards .ps-card").all_inner_texts()
-    return {text.split("\n")[0]: text for text in texts}
-
-
-def accuracy(page) -> float:
+def plain(page):
+    """Show the plain sliders in place of the live bars."""
     settled(page)
-    return float(re.search(r"([\d.]+) %", cards(page)["Accuracy"])[1])
+    page.get_by_text("Plain sliders", exact=True).click()
+    page.wait_for_selector(".st-key-sliders")
+    return settled(page)
 
 
 def slide(page, index: int, presses: int, key: str = "ArrowRight", delay: int = 0):
@@ -64,7 +47,7 @@ def test_every_page_works_as_the_first_request_to_a_fresh_server(path, fresh_ser
 
 
 def test_a_slider_moves_accuracy_and_costs(server, visit):
-    page = visit(f"{server.address}/prune")
+    page = plain(visit(f"{server.address}/prune"))
     before = accuracy(page)
     assert "0.0 points" in cards(page)["Accuracy"]
     slide(page, 0, 1, "End")
@@ -78,8 +61,7 @@ def test_a_slider_moves_accuracy_and_costs(server, visit):
 
 
 def test_the_last_of_quick_changes_wins(server, visit):
-    page = visit(f"{server.address}/prune?plan=remove:filter-l2:0,.1")
-    settled(page)
+    page = plain(visit(f"{server.address}/prune?plan=remove:filter-l2:0,.1"))
     slide(page, 1, 25, delay=30)
     slide(page, 2, 7, delay=30)
     settled(page)
