@@ -1,6 +1,6 @@
 """Every criterion on one trained network: seconds, accuracy after pruning, agreement with the truth.
 
-    python bench/criteria.py resnet20 --weights FILE --data cifar10 --layer layer2.1.conv1
+    python -m bench criteria resnet20 --weights FILE --data cifar10 --layer layer2.1.conv1
 
 prints one table. `seconds` is processor time of one ranking on one thread. Accuracy is top-1 on
 the first test pictures without any training after the cut: "f" removes that share of every group's
@@ -46,14 +46,15 @@ def truth(model: nn.Module, layer: str, split: Split) -> Tensor:
     return torch.tensor(losses[1:]) - losses[0]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str] | None = None) -> None:
+    description = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m bench criteria", description=description)
     parser.add_argument("model")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--data", default=None)
     parser.add_argument("--layer", nargs="+", default=[])
     parser.add_argument("--images", type=int, default=1000)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     bundle = load_model(options.model, options.data, options.weights)
     data = load_dataset(bundle.dataset)
@@ -83,7 +84,3 @@ def main() -> None:
         row += [f"{spearmanr(scores[layer], truths[layer]).statistic:16.2f}" for layer in truths]
         name = criterion.name + (" (batch_size 1)" if getattr(criterion, "batch_size", 0) == 1 else "")
         print(f"{name:30}{seconds:8.2f}", *row, flush=True)
-
-
-if __name__ == "__main__":
-    main()

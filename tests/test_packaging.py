@@ -14,7 +14,9 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ["app.py", "cli.py", "shell", "core", "view", "pages"]
-TESTS = ["tests", "tools", "bench"]
+TESTS = ["tests", "tools"]
+BENCH = ["bench"]
+FILES = ["requirements.txt", "requirements-test.txt", "requirements-bench.txt"]
 
 
 def sources(places: list[str]) -> list[Path]:
@@ -46,6 +48,10 @@ def distributions(modules: set[str]) -> set[str]:
     }
 
 
+def required(*files: str) -> set[str]:
+    return {normal(requirement.name) for file in files for requirement in requirements(file)}
+
+
 def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -63,18 +69,25 @@ def tracked() -> list[Path]:
 
 
 def test_the_program_imports_what_it_requires_and_requires_what_it_imports():
-    assert distributions(imported(sources(PROGRAM))) == {
-        normal(r.name) for r in requirements("requirements.txt")
-    }
+    assert distributions(imported(sources(PROGRAM))) == required("requirements.txt")
 
 
 def test_tests_import_only_what_is_required():
-    known = {normal(r.name) for f in ("requirements.txt", "requirements-test.txt") for r in requirements(f)}
+    known = required("requirements.txt", "requirements-test.txt")
     assert distributions(imported(sources(TESTS))) - {"packaging"} <= known  # pytest brings packaging
 
 
-@pytest.mark.parametrize("file", ["requirements.txt", "requirements-test.txt"])
+def test_measurements_import_what_they_require_beside_the_program_and_require_what_they_import():
+    pytest.importorskip("onnxruntime", reason="`make bench` installs it")
+    brought = {"onnxscript"}  # torch imports it to write the file that onnxruntime reads
+    found = distributions(imported(sources(BENCH))) - required("requirements.txt")
+    assert found | brought == required("requirements-bench.txt")
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_what_is_installed_lies_in_the_required_range(file):
+    if file == "requirements-bench.txt":
+        pytest.importorskip("onnxruntime", reason="`make bench` installs it")
     for requirement in requirements(file):
         version = metadata.version(requirement.name)
         assert requirement.specifier.contains(version, prereleases=True), f"{requirement} but {version}"
@@ -83,20 +96,20 @@ def test_what_is_installed_lies_in_the_required_range(file):
 
 def test_every_requirement_is_explained():
     text = (ROOT / "docs" / "development.md").read_text()
-    for file in ("requirements.txt", "requirements-test.txt"):
+    for file in FILES:
         for requirement in requirements(file):
             assert f"`{requirement.name}`" in text, requirement.name
 
 
 def test_no_package_index_is_written_down():
     """Which index packages come from is the business of whoever installs."""
-    for file in ("requirements.txt", "requirements-test.txt", "Makefile", ".ci/run", "pyproject.toml"):
+    for file in (*FILES, "Makefile", ".ci/run", "pyproject.toml"):
         text = (ROOT / file).read_text()
         assert not re.search(r"--(extra-)?index-url|--find-links|INDEX_URL|https?://", text), file
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
-@pytest.mark.parametrize("target", ["run", "install", "test", "lint"])
+@pytest.mark.parametrize("target", ["run", "install", "test", "lint", "bench"])
 def test_make_knows_the_target_and_the_makefile_says_what_it_does(target):
     done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,88 @@
+"""`python -m bench`: everything, as one table of ratios; or one part of it.
+
+python -m bench                       the table; --markdown as in docs/performance.md, --json as JSON
+python -m bench whatif --json         one network: --model resnet20, vgg16-bn or mobilenetv2
+python -m bench memory                what 200 sliders moved leave behind
+python -m bench criteria resnet20     every criterion on one network, see bench/criteria.py
+"""
+
+import os
+import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the app does, and before torch is loaded
+
+import argparse
+import json
+from typing import Any
+
+import torch
+
+from bench import criteria, large, machine, memory, table, whatif
+from bench.subjects import SUBJECTS
+from bench.whatif import say
+
+
+def everything(options: argparse.Namespace) -> dict[str, Any]:
+    before = machine.load()
+    networks = [
+        whatif.measure(SUBJECTS["resnet20"](), options.rounds),
+        whatif.measure(SUBJECTS["vgg16-bn"](), options.rounds, layers=options.rounds),
+        whatif.measure(SUBJECTS["mobilenetv2"](), options.rounds, layers=options.rounds),
+    ]
+    say("all pictures, memory")
+    return {
+        "networks": networks,
+        "large": large.measure(SUBJECTS["resnet20"](None), options.rounds),
+        "memory": memory.measure(SUBJECTS["resnet20"]()),
+        "machine": machine.describe(before),
+    }
+
+
+def one_network(options: argparse.Namespace) -> dict[str, Any]:
+    images = {} if options.images is None else {"images": options.images}
+    return whatif.measure(SUBJECTS[options.model](**images), options.rounds, options.layers)
+
+
+def moves(options: argparse.Namespace) -> dict[str, Any]:
+    return memory.measure(SUBJECTS["resnet20"](), options.moves)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["criteria"]:
+        criteria.main(arguments[1:])
+        return
+    options = parser().parse_args(arguments)
+    torch.set_num_threads(1)  # as the app does on two cores: the workers have the cores
+    results = options.work(options)
+    if options.command is None and not options.json:
+        print(table.markdown(results) if options.markdown else table.plain(results))
+    elif options.json:
+        print(json.dumps(results, indent=2))
+    else:
+        print(*(f"{name:32}{value}" for name, value in results.items() if name != "layers"), sep="\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
+    top.set_defaults(work=everything)
+    top.add_argument("--markdown", action="store_true", help="the table as it stands in docs/performance.md")
+    shared = argparse.ArgumentParser(add_help=False)
+    for each in (top, shared):
+        each.add_argument("--json", action="store_true", help="all numbers, for programs")
+        each.add_argument("--rounds", type=int, default=5, help="every median is one of so many rounds")
+    parts = top.add_subparsers(dest="command")
+    network = parts.add_parser("whatif", parents=[shared], help="one network")
+    network.add_argument("--model", choices=SUBJECTS, default="resnet20")
+    network.add_argument("--images", type=int, help="so many of the test pictures")
+    network.add_argument("--layers", type=int, help="time so many of the sliders, from first to last")
+    network.set_defaults(work=one_network)
+    session = parts.add_parser("memory", parents=[shared], help="what moved sliders leave behind")
+    session.add_argument("--moves", type=int, default=memory.MOVES)
+    session.set_defaults(work=moves)
+    parts.add_parser("criteria", add_help=False, help="every criterion on one network")
+    return top
+
+
+if __name__ == "__main__":
+    main()

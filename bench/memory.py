@@ -1,0 +1,35 @@
+"""How much a long session holds on to: resident memory over many sliders moved."""
+
+import random
+from typing import Any
+
+from bench import machine
+from bench.subjects import Subject, start
+from core.plan import Plan
+from core.whatif import WhatIf
+
+MOVES = 200
+
+
+def measure(subject: Subject, moves: int = MOVES, question: str = "remove") -> dict[str, Any]:
+    """Growth of this process in MB over so many moves, each until it is exact; and over the last half."""
+    engine = start(subject)
+    sizes = [machine.resident_bytes()]
+    for plan in random_moves(engine, moves, question):
+        engine.exact(plan)
+        sizes.append(machine.resident_bytes())
+    return {
+        "moves": moves,
+        "memory_growth_mb": (sizes[-1] - sizes[0]) / 1e6,
+        "memory_growth_last_half_mb": (sizes[-1] - sizes[moves // 2]) / 1e6,
+    }
+
+
+def random_moves(engine: WhatIf, moves: int, question: str, seed: int = 0) -> list[Plan]:
+    """What a person does: one slider at a time, wherever it stands, to anywhere; the others stay."""
+    random_, levels = random.Random(seed), {}
+    sliders, plans = engine.sliders(question), []
+    for _ in range(moves):
+        levels[random_.choice(sliders).name] = random_.randint(0, 90) / 100
+        plans.append(Plan(question, None, levels))
+    return plans
