@@ -51,7 +51,7 @@ class Live {
   constructor(root) {
     this.root = root;
     this.drawing = new Drawing(root);
-    this.place = root.host.closest(".st-key-live"); // holds the component and, beside it, the facts
+    this.place = root.host.closest(".st-key-live") ?? root.host; // holds the facts too; the host alone: about to go
     this.facts = {};
     this.chosen = 0;
     this.number = 0; // of the last commit

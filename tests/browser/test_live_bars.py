@@ -111,11 +111,11 @@ def test_held_keys_are_one_step_of_undo(server, visit, engine):
     for _ in range(12):
         page.keyboard.press("ArrowDown", delay=15)
     wait_for(page, 2, 12)
-    page.get_by_text(f"{engine.sliders('remove')[2].name} 12 %").first.wait_for()
+    page.locator(".ps-noun", has_text=f"{engine.sliders('remove')[2].name} 12 %").wait_for()
     assert bar(page, 2).evaluate("e => e === e.getRootNode().activeElement")  # a rerun takes no focus
     settled(page)
     page.get_by_role("button", name="Undo").click()
-    page.get_by_text("nothing removed").first.wait_for()
+    page.locator(".ps-noun", has_text="nothing removed").wait_for()
     wait_for(page, 2, 0)
 
 
