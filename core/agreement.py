@@ -18,6 +18,7 @@ from core.attribution import AttributionMethod, channel_sum, explain
 from core.cost import Metric, metric
 from core.errors import ParameterError
 from core.layers import bake, require_prunable
+from core.prepared import Prepared
 from core.run import Run
 
 State = Literal["ok", "zero", "constant", "not finite", "no positive evidence"]
@@ -225,7 +226,10 @@ def random_floor(
     A method whose floor is high shows the picture rather than the network.
     """
     maps = explain(model, method, images, targets, run, seed)
-    return agreement(maps, explain(randomised(model, seed, layers), method, images, targets, run, seed))
+    other = Prepared.of(model, images[:1]).relative(
+        ("randomised", seed, layers), lambda: randomised(model, seed, layers)
+    )
+    return agreement(maps, explain(other, method, images, targets, run, seed))
 
 
 def randomised(model: nn.Module, seed: int = 0, layers: int | None = None) -> nn.Module:

@@ -1,5 +1,6 @@
 """Which pixels an answer rests on: the methods, and how they are run."""
 
+import contextlib
 import warnings
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -9,35 +10,42 @@ from torch import Tensor, nn
 
 from core.errors import ParameterError, UnsupportedModelError
 from core.method import Method, choice
-from core.preparation import prepare, prepared
+from core.preparation import prepare
+from core.prepared import Prepared
 from core.registry import Registry
 from core.run import Run, seeded
 
-__all__ = ["ATTRIBUTIONS", "AttributionMethod", "Completeness", "completeness", "explain", "prepare"]
+__all__ = [
+    "ATTRIBUTIONS",
+    "AttributionMethod",
+    "Completeness",
+    "answers",
+    "completeness",
+    "explain",
+    "prepare",
+]
 
 # Captum warns of hooks that it removes itself, and of inputs that did not ask for gradients.
 warnings.filterwarnings("ignore", module=r"captum\..*")
 
 
 class AttributionMethod(Method):
-    """Explains one logit per image.
+    """Explains one logit per image. Start methods through `explain`."""
 
-    Methods run on a private, prepared copy: start them through `explain`, never on a shared module.
-    """
-
-    random: ClassVar[bool] = False  # draws random numbers: each image is explained from the same seed
+    random: ClassVar[bool] = False  # draws random numbers: every image is explained from the same seed
     chunk: ClassVar[int] = 16  # images at a time; has no influence on the maps
     complete: ClassVar[Literal["", "exactly", "in expectation"]] = ""  # do attributions add up to `promise`?
 
-    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor, run: Run) -> Tensor:
+    def attribute(self, model: Prepared, images: Tensor, targets: Tensor, run: Run) -> Tensor:
         """Signed attributions (N, C, H, W) of the logits `targets` (N,) to `images` (N, C, H, W).
 
-        `model` is prepared (see `prepare`): hooks are welcome if they are removed again. A method that
-        cannot tell channels apart repeats its map in every channel, as Captum does.
+        `model` answers with logits and gradients, and lends private copies to whoever puts hooks on
+        layers. A method that cannot tell channels apart repeats its map in every channel, as Captum
+        does. A random one draws the same numbers for each of several images, or has a `chunk` of 1.
         """
         raise NotImplementedError
 
-    def promise(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def promise(self, model: Prepared, images: Tensor, targets: Tensor) -> Tensor:
         """What attributions add up to, (N,), where the method is `complete`."""
         raise NotImplementedError
 
@@ -59,9 +67,10 @@ def explain(
 ) -> Tensor:
     """Signed maps (N, C, H, W), float32 on the CPU, of the logits `targets` (N,).
 
-    `model` is shared: it is neither changed nor hooked. Random methods start from `seed` for every
-    image, so a map depends neither on the batch nor on the thread, and two networks meet the same
-    noise. An image whose logits are not finite has a map of NaN.
+    `model` is shared: it is neither changed nor hooked. It is prepared once, and maps and gradients
+    that were computed before are remembered. Random methods start from `seed` for every image, so a
+    map depends neither on the batch nor on the thread, and two networks meet the same noise. An image
+    whose logits are not finite has a map of NaN.
 
     Raises:
         ParameterError: images or targets do not fit each other or the network.
@@ -73,35 +82,41 @@ def explain(
             f"{method.name}: images must be (N, C, H, W) with one target each, "
             f"got {tuple(images.shape)} and {tuple(targets.shape)}"
         )
+    if not len(images):
+        return torch.empty(images.shape)
     with torch.inference_mode(False), torch.enable_grad():  # a caller's inference mode ends here
-        maps = torch.full(images.shape, torch.nan)
-        if not len(images):
-            return maps
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         images = images.detach().clone().to(device, torch.float32, memory_format=torch.channels_last)
         targets = targets.detach().clone().to(device, torch.int64)
-        with prepared(model, images[:1]) as network:
-            usable = _usable(network, method.name, images, targets)
-            parts = usable.split(1 if method.random else method.chunk)
-            for index in run.track(parts, method.label()):
-                maps[index.cpu()] = _explain_part(network, method, images[index], targets[index], run, seed)
+        network = Prepared.of(model, images[:1])
+        usable = _usable(network, method.name, images, targets)
+
+        def compute(index: Tensor) -> Tensor:
+            maps = torch.full((len(index), *images.shape[1:]), torch.nan)
+            parts = usable[index].nonzero().flatten().split(method.chunk)
+            for part in run.track(parts, method.label()):
+                here = index[part]
+                maps[part] = _explain_part(network, method, images[here], targets[here], run, seed)
+            return maps
+
+        maps = network.remember((method, seed if method.random else None), images, targets, compute)
+    run.report(1.0, method.label())
     return maps
 
 
 def _explain_part(
-    network: nn.Module, method: AttributionMethod, images: Tensor, targets: Tensor, run: Run, seed: int
+    network: Prepared, method: AttributionMethod, images: Tensor, targets: Tensor, run: Run, seed: int
 ) -> Tensor:
-    if method.random:
-        with seeded(seed, run):
-            maps = method.attribute(network, images, targets, run)
-    else:
+    with seeded(seed, run) if method.random else contextlib.nullcontext():
         maps = method.attribute(network, images, targets, run)
     return maps.detach().cpu().contiguous()
 
 
-def _usable(network: nn.Module, who: str, images: Tensor, targets: Tensor) -> Tensor:
-    """Indices of the images with finite logits, after a check of what the network answers."""
-    logits = _logits(network, images)
+def _usable(network: Prepared, who: str, images: Tensor, targets: Tensor) -> Tensor:
+    """Which of the images have finite logits, (N,) bool, after a check of what the network answers."""
+    logits = network.remember(
+        "logits", images, torch.zeros_like(targets), lambda index: network(images[index])
+    )
     if logits.dim() != 2:
         raise UnsupportedModelError(
             f"{who}: the network must answer (N, K) logits, got {tuple(logits.shape)}"
@@ -110,17 +125,24 @@ def _usable(network: nn.Module, who: str, images: Tensor, targets: Tensor) -> Te
         raise ParameterError(
             f"{who}: targets must lie in [0, {logits.shape[1] - 1}], got {targets.min()} to {targets.max()}"
         )
-    return logits.isfinite().all(dim=1).nonzero().flatten()
+    return logits.isfinite().all(dim=1).cpu()
 
 
-def _logits(network: nn.Module, images: Tensor, batch: int = 64) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([network(part) for part in images.split(batch)])
+def answers(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits (N, K) of `images` (N, C, H, W), remembered like maps."""
+    if not len(images):
+        raise ParameterError("answers: there must be at least one image, got none")
+    return _answers(Prepared.of(model, images[:1]), images)
 
 
-def target_logits(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+def _answers(network: Prepared, images: Tensor) -> Tensor:
+    no_target = torch.zeros(len(images), dtype=torch.int64)
+    return network.remember("logits", images, no_target, lambda index: network(images[index]))
+
+
+def target_logits(model: Prepared, images: Tensor, targets: Tensor) -> Tensor:
     """The explained logit of every image, (N,)."""
-    return _logits(model, images).gather(1, targets[:, None]).squeeze(1)
+    return model(images).gather(1, targets[:, None]).squeeze(1)
 
 
 def channel_sum(maps: Tensor) -> Tensor:
@@ -181,6 +203,5 @@ def completeness(
     if not method.complete:
         return None
     images = images.detach().clone().to(torch.float32, memory_format=torch.channels_last)
-    with prepared(model, images[:1]) as network:
-        promised = method.promise(network, images, targets)
+    promised = method.promise(Prepared.of(model, images[:1]), images, targets)
     return Completeness(promised.double(), method.total(maps), method.complete)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from core.agreement import is_dead, state
 from core.attribution import AttributionMethod, baseline, channel_sum, explain
 from core.cost import Metric, metric
-from core.preparation import prepared
+from core.prepared import Prepared
 from core.run import Run, seeded
 
 
@@ -105,7 +105,8 @@ def curve(
     fractions = torch.linspace(0, 1, steps + 1)
     counts = (fractions * evidence.shape[1]).round()
     curves = torch.full((len(images), steps + 1), torch.nan, dtype=torch.float64)
-    with torch.inference_mode(False), torch.no_grad(), prepared(model, images[:1].clone()) as network:
+    with torch.inference_mode(False), torch.no_grad():
+        network = Prepared.of(model, images[:1].clone())
         for index, target in enumerate(targets.tolist()):
             if is_dead(state(maps[index])):
                 continue
@@ -137,7 +138,8 @@ def infidelity(
 
     run = run or Run()
     scores = torch.full((len(images),), torch.nan, dtype=torch.float64)
-    with torch.inference_mode(False), prepared(model, images[:1].clone()) as network:
+    with torch.inference_mode(False):
+        network = Prepared.of(model, images[:1].clone())
         for index in run.track(range(len(images)), "Infidelity"):
             image, map_ = images[index : index + 1].clone(), maps[index : index + 1]
             if is_dead(state(map_[0])):

@@ -1,25 +1,23 @@
-"""Private copies of a network that attribution methods may put hooks on.
+"""Private copies of a network, rewritten for those who differentiate it or put hooks on it.
 
-Guided backpropagation, deconvolution and DeepLift change the gradient at ReLU *modules*. A ReLU that
-is called as a function, is used in two places or works in place is missed, or met twice, and the
-map is silently wrong. So every activation becomes a module of its own here.
+`rewrite` makes a copy in which nothing works in place and every activation is a module of its own. Two
+forms follow from it: `fold`, lean and quick, for passes without hooks, and `isolate`, on which hooks are
+right. Guided backpropagation, deconvolution and DeepLift change the gradient at ReLU *modules*: a ReLU
+that is called as a function, is used in two places or works in place is missed, or met twice, and the
+map is silently wrong.
 """
 
-import contextlib
 import copy
 import operator
-import threading
-import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from core.errors import ParameterError, UnsupportedModelError
+from core.cost import twin
+from core.errors import UnsupportedModelError
 from core.layers import bake
 from core.tracing import trace
 
@@ -44,12 +42,6 @@ _IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.
 _NONLINEAR = (
     nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softmax, nn.Hardtanh, nn.Hardswish,
     nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.SELU, nn.CELU, nn.Mish, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
-)  # fmt: skip
-
-# Rectifiers for which guided backpropagation and deconvolution state no rule. Gates (sigmoid, tanh,
-# softmax) are not among them: their gradient passes as it is.
-_OTHER_RECTIFIERS = (
-    nn.Hardswish, nn.SiLU, nn.GELU, nn.Mish, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.PReLU, nn.Softplus,
 )  # fmt: skip
 
 
@@ -121,19 +113,24 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def prepare(model: nn.Module, example: Tensor | None = None) -> nn.Module:
-    """A private copy of `model`, in eval mode, in which every activation is a module of its own.
+    """A private copy of `model` on which hooks are right: `isolate` of `rewrite`."""
+    return isolate(rewrite(model, example))
 
-    Functional, reused and in-place activations are rewritten in the traced graph; layers keep their
-    names. A network that cannot be traced keeps its code: its activation modules stop working in
-    place, and `require_own_relus` says later whether a function or a reused module is left. With
-    `example` (N, C, H, W) the copy's logits are compared with the original's.
+
+def rewrite(model: nn.Module, example: Tensor | None = None) -> nn.Module:
+    """A private copy of `model`, in eval mode and channels-last, in which nothing works in place.
+
+    Functional, reused and in-place activations become modules of their own in the traced graph; layers
+    keep their names. A network that cannot be traced keeps its code: its modules stop working in place,
+    and `require_own_relus` says later whether a function or a reused module is left. With `example`
+    (N, C, H, W) the copy's logits are compared with the original's.
 
     Raises:
         UnsupportedModelError: the rewritten copy answers `example` differently.
     """
     original = bake(copy.deepcopy(model)).eval().requires_grad_(False)
-    for rewrite in (_rewritten_graph, _rewritten_modules):
-        network = rewrite(original)
+    for attempt in (_rewritten_graph, _rewritten_modules):
+        network = attempt(original)
         if network is not None and (example is None or _same_answer(original, network, example)):
             return network.eval().to(memory_format=torch.channels_last)
     raise UnsupportedModelError(
@@ -148,33 +145,18 @@ def _same_answer(original: nn.Module, network: nn.Module, example: Tensor) -> bo
 
 
 def _rewritten_modules(original: nn.Module) -> nn.Module:
-    """The fallback: `original`'s own code, with activation modules that leave their input alone."""
-    network = copy.deepcopy(original)
-    for path, module in list(network.named_modules()):
-        if path and (replacement := _isolated(module)) is not None:
-            network.set_submodule(path, replacement)
+    """The fallback: `original`'s own code, with modules that leave their input alone."""
+    network = twin(original)
+    for module in network.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
     return network
-
-
-def _isolated(module: nn.Module) -> nn.Module | None:
-    """What takes the place of an activation, a pooling or an in-place module; None: it can stay."""
-    if isinstance(module, nn.ReLU6):
-        return nn.Sequential(Copy(), nn.ReLU(), Copy(), Ceiling(6.0))
-    if Windows.overlap(module):
-        windows = Windows(module)
-        return nn.Sequential(windows, nn.MaxPool2d(windows.sizes))
-    if not isinstance(module, _NONLINEAR) and not getattr(module, "inplace", False):
-        return None
-    own = copy.deepcopy(module)  # a shallow copy would share its hooks
-    if hasattr(own, "inplace"):
-        own.inplace = False
-    return nn.Sequential(Copy(), own) if isinstance(own, _NONLINEAR) else own
 
 
 def _rewritten_graph(original: nn.Module) -> fx.GraphModule | None:
     """`original` as a traced graph with one module per activation; None if it cannot be traced."""
     try:
-        network = trace(original)
+        network = trace(twin(original))
     except Exception:  # tracing runs the network's own code on symbols, so anything may come out
         return None
     _own_modules(network)
@@ -196,10 +178,12 @@ def _own_modules(network: fx.GraphModule) -> None:
             _pass_on(network.graph, node)
         if node.target in seen and not any(True for _ in module.parameters()):
             node.target = _free_name(network, node.target)
-            network.add_submodule(node.target, copy.deepcopy(module))
+            module = copy.deepcopy(module)
+            network.add_submodule(node.target, module)
         seen.add(node.target)
-        if (replacement := _isolated(module)) is not None:
-            network.set_submodule(node.target, replacement)
+    for module in network.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
 
 
 def _twin_modules(network: fx.GraphModule) -> None:
@@ -212,16 +196,15 @@ def _twin_modules(network: fx.GraphModule) -> None:
             _pass_on(graph, node)
             node.target = _IN_PLACE[node.target]
         elif node.target in _TWINS and isinstance(source := _source(node), fx.Node):
-            twin, names = _TWINS[node.target]
+            kind, names = _TWINS[node.target]
             values = dict(zip(names, node.args[1:], strict=False))
             values |= {name: value for name, value in node.kwargs.items() if name in names}
             if any(isinstance(value, fx.Node) for value in values.values()):
                 continue  # its shape is computed on the fly
             if node.kwargs.get("inplace") or str(getattr(node.target, "__name__", node.target)).endswith("_"):
                 _pass_on(graph, node)
-            module = twin(**values)
             name = _free_name(network, node.name)
-            network.add_submodule(name, _isolated(module) or module)
+            network.add_submodule(name, kind(**values))
             with graph.inserting_after(node):
                 call = graph.call_module(name, (source,))
             node.replace_all_uses_with(call)
@@ -248,120 +231,61 @@ def _free_name(network: nn.Module, wanted: str) -> str:
     return f"{wanted}_{count}"
 
 
-# What a method may ask for.
+# The two forms.
 
 
-class _CountReLUs(TorchDispatchMode):
-    """Counts every ReLU that torch computes, wherever it was called from."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += function in (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
-        return function(*args, **(kwargs or {}))
+def isolate(network: nn.Module) -> nn.Module:
+    """A twin of the rewritten `network` in which no two hooks meet on one tensor; it shares the weights."""
+    hooked = twin(network)
+    for path, module in list(hooked.named_modules()):
+        if path and (replacement := _isolated(module)) is not None:
+            hooked.set_submodule(path, replacement)
+    return hooked
 
 
-def require_own_relus(who: str, network: nn.Module, image: Tensor) -> None:
-    """Check, by running `image` (1, C, H, W), that every ReLU is a module used once.
+def _isolated(module: nn.Module) -> nn.Module | None:
+    """What takes the place of an activation or a pooling; None: it can stay."""
+    if isinstance(module, nn.ReLU6):
+        return nn.Sequential(Copy(), nn.ReLU(), Copy(), Ceiling(6.0))
+    if Windows.overlap(module):
+        windows = Windows(module)
+        return nn.Sequential(windows, nn.MaxPool2d(windows.sizes))
+    return nn.Sequential(Copy(), module) if isinstance(module, _NONLINEAR) else None
 
-    Raises:
-        UnsupportedModelError: a ReLU is called as a function, or a ReLU module is used twice.
+
+def fold(network: nn.Module) -> nn.Module:
+    """A twin of the rewritten `network` with batch norms folded into the convolutions before them.
+
+    The same function up to rounding, in fewer passes over the memory. For passes that ask for logits
+    and gradients only: what a convolution gives out is no longer what it was, so rules that look at
+    layers (Grad-CAM, DeepLift) have no use for it. A network that was not traced stays as it is.
     """
-    calls: dict[str, int] = {}
-
-    def count(name: str) -> Any:
-        def hook(*_: Any) -> None:
-            calls[name] = calls.get(name, 0) + 1
-
-        return hook
-
-    relus = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.ReLU)]
-    with contextlib.ExitStack() as stack, torch.no_grad(), _CountReLUs() as seen:
-        for name, module in relus:
-            stack.callback(module.register_forward_hook(count(name)).remove)
-        network(image)
-    functional = seen.count - sum(calls.values())
-    reused = [name for name, times in calls.items() if times > 1]
-    if functional or reused:
-        found = (
-            f"module {reused[0]} is used {calls[reused[0]]} times"
-            if reused
-            else f"{functional} are functions"
-        )
-        raise UnsupportedModelError(
-            f"{who}: every ReLU must be a module of its own, but {found} and the network cannot be traced"
-        )
+    folded = twin(network)
+    if isinstance(folded, fx.GraphModule):
+        fold_batch_norms(folded)
+        folded.recompile()
+    return folded
 
 
-def require_relu_rules(who: str, network: nn.Module) -> None:
-    """Check that a rule stated for ReLU alone covers the activations of `network`.
+def fold_batch_norms(network: fx.GraphModule) -> None:
+    """Fold every batch norm that alone reads a convolution into it, in place.
 
-    Raises:
-        UnsupportedModelError: it has no ReLU, or another rectifier beside it.
+    In float64, so that every weight is rounded once.
     """
-    others = sorted({type(m).__name__ for m in network.modules() if isinstance(m, _OTHER_RECTIFIERS)})
-    if others:
-        raise UnsupportedModelError(
-            f"{who}: the rule is stated for ReLU, and this network has {', '.join(others)} as well"
-        )
-    if not any(isinstance(m, nn.ReLU) for m in network.modules()):
-        raise UnsupportedModelError(f"{who}: the rule changes gradients at ReLUs, and this network has none")
+    calls = [node.target for node in network.graph.nodes if node.op == "call_module"]
+    for node in list(network.graph.nodes):
+        norm = _module(network, node)
+        if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
+            continue
+        before = node.args[0]
+        convolution = _module(network, before)
+        alone = isinstance(convolution, nn.Conv2d) and calls.count(before.target) == len(before.users) == 1
+        if alone:
+            both = (copy.deepcopy(each).double() for each in (convolution, norm))
+            network.set_submodule(before.target, fuse_conv_bn_eval(*both).to(convolution.weight.dtype))
+            node.replace_all_uses_with(before)
+            network.graph.erase_node(node)
 
 
-def convolution_from_output(who: str, network: nn.Module, place: int) -> nn.Module:
-    """The convolution number `place` of `network`, counted from the output: 1 is the last.
-
-    Raises:
-        UnsupportedModelError: it has no convolution.
-        ParameterError: it has fewer of them.
-    """
-    found = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
-    if not found:
-        raise UnsupportedModelError(f"{who}: needs a convolution, and this network has none")
-    if place > len(found):
-        raise ParameterError(f"{who}: layer must lie in [1, {len(found)}] for this network, got {place}")
-    return found[-place]
-
-
-# Prepared copies are kept, so that the next map of the same network need not trace it again.
-
-
-@dataclass
-class _Pool:
-    """Copies of one network that nobody uses at the moment."""
-
-    signature: tuple[Any, ...]
-    free: list[nn.Module] = field(default_factory=list)
-
-
-_POOLS: weakref.WeakKeyDictionary[nn.Module, _Pool] = weakref.WeakKeyDictionary()
-_POOLS_LOCK = threading.Lock()
-_KEPT_COPIES = 2
-
-
-@contextlib.contextmanager
-def prepared(model: nn.Module, example: Tensor) -> Iterator[nn.Module]:
-    """Lend a prepared copy of `model`; nobody else has it meanwhile, so hooks cannot meet.
-
-    Copies of weights that have changed since are dropped, as is one in which an error was raised.
-    """
-    signature = _signature(model)
-    with _POOLS_LOCK:
-        pool = _POOLS.get(model)
-        if pool is None or pool.signature != signature:
-            pool = _POOLS[model] = _Pool(signature)
-        network = pool.free.pop() if pool.free else None
-    if network is None:
-        network = prepare(model, example)
-    yield network
-    with _POOLS_LOCK:
-        if len(pool.free) < _KEPT_COPIES:
-            pool.free.append(network)
-
-
-def _signature(model: nn.Module) -> tuple[Any, ...]:
-    """Changes when a weight or buffer is replaced or written to."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+def _module(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return network.get_submodule(node.target) if node.op == "call_module" else None

@@ -8,6 +8,7 @@ import torch
 from tiny import ROOT, TinyResNet, plain_network, quadrants, vary
 from torch import nn
 
+from core import prepared
 from core.bundles import DatasetBundle, Setting, data_directory
 
 
@@ -45,6 +46,22 @@ def tiny_data() -> DatasetBundle:
 @pytest.fixture
 def setting(tiny_model: nn.Module, tiny_data: DatasetBundle) -> Setting:
     return Setting(tiny_data.train, tiny_data.validation, tiny_model)
+
+
+class _Forgetful:
+    """In the place of a `Memory`: everything is computed anew."""
+
+    def get(self, key: object) -> None:
+        return None
+
+    def put(self, key: object, value: object) -> None:
+        pass
+
+
+@pytest.fixture
+def forgetful(monkeypatch) -> None:
+    """No map, gradient or logit is remembered, so that equal results have been computed twice."""
+    monkeypatch.setattr(prepared, "_REMEMBERED", _Forgetful())
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,19 @@ from captum import attr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core import preparation
+from core import prepared
 from core.attribution import ATTRIBUTIONS, baseline, completeness, explain, prepare
 from core.bundles import MODELS
 from core.errors import ParameterError, UnsupportedModelError
+from core.preparation import rewrite
+from core.requirements import require_own_relus
 from core.run import Run
 from core.superpixels import grid, sum_over_superpixels
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:captum")  # of hooks it removes itself
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning:captum"),  # of hooks it removes itself
+    pytest.mark.usefixtures("forgetful"),
+]
 
 # Small settings, so that every method takes a blink.
 CHEAP = {
@@ -269,7 +274,7 @@ def test_maps_equal_captums_own_call_where_that_is_right(name, which, images, ta
 
 @pytest.mark.parametrize("name", ["smooth-grad", "gradient-shap", "kernel-shap", "lime"])
 def test_random_methods_equal_captums_own_call_with_the_same_random_numbers(
-    name, plain_model, images, targets
+    name, plain_model, images, targets, monkeypatch
 ):
     import numpy
     from captum._utils.models.linear_model import SkLearnLasso
@@ -285,7 +290,7 @@ def test_random_methods_equal_captums_own_call_with_the_same_random_numbers(
                 x, nt_samples=6, nt_samples_batch_size=6, stdevs=0.15 * spread, target=t, abs=False
             )
         case "gradient-shap":
-            numpy.random.seed(int(torch.randint(2**31, ())))
+            monkeypatch.setattr(numpy.random, "uniform", lambda low, high, n: torch.rand(n).numpy())
             expected = attr.GradientShap(plain_model).attribute(
                 x, torch.zeros_like(x), n_samples=6, stdevs=0.05 * spread, target=t
             )
@@ -430,9 +435,9 @@ def test_every_relu_of_a_prepared_copy_is_a_module_used_once_and_not_in_place(fu
     relus = [m for m in twin.modules() if isinstance(m, nn.ReLU)]
     assert len(relus) == 4
     assert not any(m.inplace for m in relus)
-    preparation.require_own_relus("test", twin, images[:1])
+    require_own_relus("test", twin, images[:1])
     with pytest.raises(UnsupportedModelError):
-        preparation.require_own_relus("test", functional, images[:1])
+        require_own_relus("test", functional, images[:1])
 
 
 def test_layers_keep_their_names_in_a_prepared_copy(tiny_model):
@@ -498,12 +503,14 @@ def test_guided_methods_refuse_rectifiers_without_a_rule(name, images, targets):
     assert explain(network(nn.ReLU6()), cheap(name), images, targets).isfinite().all()
 
 
-def test_prepared_copies_are_reused_and_dropped_when_weights_change(tiny_model, images, targets, monkeypatch):
+def test_a_network_is_rewritten_once_for_all_methods_and_again_when_a_weight_changes(
+    tiny_model, images, targets, monkeypatch
+):
     calls: list[int] = []
-    original = preparation.prepare
-    monkeypatch.setattr(preparation, "prepare", lambda *a: calls.append(1) or original(*a))
+    monkeypatch.setattr(prepared, "rewrite", lambda *given: calls.append(1) or rewrite(*given))
     before = explain(tiny_model, cheap("saliency"), images, targets)
-    explain(tiny_model, cheap("saliency"), images, targets)
+    for name in ATTRIBUTIONS:
+        explain(tiny_model, cheap(name), images, targets)
     assert len(calls) == 1
     with torch.no_grad():
         tiny_model.conv1.weight.mul_(2)

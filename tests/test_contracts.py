@@ -370,6 +370,7 @@ class TestAttribution:
         assert not images.requires_grad
         assert torch.equal(torch.get_rng_state(), state)
 
+    @pytest.mark.usefixtures("forgetful")
     def test_same_seed_same_bits(self, name, question):
         model, images, targets = question
         first = explain(model, ATTRIBUTIONS[name](), images, targets, seed=3)

@@ -1,18 +1,15 @@
-"""Attribution maps of both networks for the Attributions page: computed once, remembered, bounded."""
+"""Attribution maps of both networks for the Attributions page; `core.prepared` remembers them."""
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import streamlit as st
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.agreement import Agreement, agreement, noise_ceiling, random_floor
-from core.attribution import ATTRIBUTIONS, AttributionMethod, channel_sum, explain
+from core.attribution import ATTRIBUTIONS, AttributionMethod, answers, channel_sum, explain
 from core.errors import UserError
 from core.plan import Plan
 from core.run import Run
@@ -21,35 +18,8 @@ from view import state as states
 from view.engine import Scene
 from view.url import method_from_text, method_to_text
 
-REMEMBERED_BYTES = 64 << 20  # of maps and logits, all readers together; a map of 32 x 32 has 12 kB
-SMALL = 4096  # bytes that anything but a tensor counts
 DEFAULT = "integrated-gradients"
 TARGETS = {"": "what A says", "label": "the label", "b": "what B says", "own": "A and B: each its own"}
-
-
-@st.cache_resource(show_spinner=False)
-def _memory() -> tuple[OrderedDict[Any, Any], threading.Lock]:
-    return OrderedDict(), threading.Lock()
-
-
-def remember(key: Any, compute: Callable[[], Any]) -> Any:
-    """The result under `key`, computed in one of the places for heavy work unless it is known."""
-    held, lock = _memory()
-    with lock:
-        if key in held:
-            held.move_to_end(key)
-            return held[key]
-    with engine.slot():
-        result = compute()
-    with lock:
-        held[key] = result
-        while len(held) > 1 and sum(map(_bytes, held.values())) > REMEMBERED_BYTES:
-            held.popitem(last=False)
-    return result
-
-
-def _bytes(result: Any) -> int:
-    return result.nbytes if isinstance(result, Tensor) else SMALL
 
 
 def method() -> AttributionMethod:
@@ -69,12 +39,8 @@ def save_method(chosen: AttributionMethod) -> None:
 
 def logits(scene: Scene, plan: Plan, places: Sequence[int]) -> Tensor:
     """(N, K) logits of the compressed network for the test pictures at `places`."""
-
-    def compute() -> Tensor:
-        with torch.inference_mode():
-            return engine.network(scene.key, plan)(_images(scene, places))
-
-    return remember(("logits", scene.key, plan, tuple(places)), compute)
+    with engine.slot():
+        return answers(_network(scene, plan), _images(scene, places))
 
 
 def maps(
@@ -82,19 +48,22 @@ def maps(
 ) -> Tensor:
     """Signed maps (N, C, H, W) of the network that `plan` makes."""
     seed = states.state().nouns.seed
-    key = ("maps", scene.key, plan, chosen, tuple(places), tuple(targets.tolist()), seed)
-    network = engine.network(scene.key, plan)
-    return remember(key, lambda: explain(network, chosen, _images(scene, places), targets, run, seed))
+    with engine.slot():
+        return explain(_network(scene, plan), chosen, _images(scene, places), targets, run, seed)
 
 
 def bounds(
     scene: Scene, chosen: AttributionMethod, places: Sequence[int], targets: Tensor, run: Run
 ) -> tuple[Agreement, Agreement]:
     """Random floor and noise ceiling of the original for these pictures."""
-    seed = states.state().nouns.seed
-    key = ("bounds", scene.key, chosen, tuple(places), tuple(targets.tolist()), seed)
-    given = (scene.bundle.module, chosen, _images(scene, places), targets, run, seed)
-    return remember(key, lambda: (random_floor(*given), noise_ceiling(*given)))
+    given = (_network(scene, Plan()), chosen, _images(scene, places), targets, run, states.state().nouns.seed)
+    with engine.slot():
+        return random_floor(*given), noise_ceiling(*given)
+
+
+def _network(scene: Scene, plan: Plan) -> nn.Module:
+    """What `plan` makes of the network; one that removes nothing leaves the original, whatever it asks."""
+    return engine.network(scene.key, plan) if plan.sparsities else scene.bundle.module
 
 
 def _images(scene: Scene, places: Sequence[int]) -> Tensor:

@@ -6,7 +6,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from core.attribution import ATTRIBUTIONS, AttributionMethod, baseline, baseline_choice, target_logits
-from core.preparation import Ceiling, require_own_relus
+from core.preparation import Ceiling
+from core.prepared import Prepared
+from core.requirements import require_own_relus
 from core.run import Run
 
 # Elementwise activations that Captum leaves out: its rescale rule, slope = difference of outputs over
@@ -42,15 +44,18 @@ class DeepLift(AttributionMethod):
 
     baseline: str = baseline_choice()
 
-    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor, run: Run) -> Tensor:
+    def attribute(self, model: Prepared, images: Tensor, targets: Tensor, run: Run) -> Tensor:
         from captum.attr import DeepLift as Captum
         from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR, nonlinear
 
         for activation in _ELEMENTWISE:
             SUPPORTED_NON_LINEAR.setdefault(activation, nonlinear)
-        require_own_relus(self.name, model, images[:1])
-        return Captum(model).attribute(images, baselines=baseline(images, self.baseline), target=targets)
+        with model.private() as network:
+            require_own_relus(self.name, network, images[:1])
+            return Captum(network).attribute(
+                images, baselines=baseline(images, self.baseline), target=targets
+            )
 
-    def promise(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def promise(self, model: Prepared, images: Tensor, targets: Tensor) -> Tensor:
         empty = baseline(images, self.baseline)
         return target_logits(model, images, targets) - target_logits(model, empty, targets)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.attribution import ATTRIBUTIONS, AttributionMethod, baseline, baseline_choice
+from core.prepared import Prepared
 from core.run import Run
 from core.superpixels import grid, grid_field
 
@@ -22,12 +23,11 @@ class FeatureAblation(AttributionMethod):
     """
 
     name: ClassVar[str] = "feature-ablation"
-    chunk: ClassVar[int] = 4
 
     side: int = grid_field()
     baseline: str = baseline_choice()
 
-    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor, run: Run) -> Tensor:
+    def attribute(self, model: Prepared, images: Tensor, targets: Tensor, run: Run) -> Tensor:
         from captum.attr import FeatureAblation as Captum
 
         return Captum(model).attribute(
@@ -35,5 +35,5 @@ class FeatureAblation(AttributionMethod):
             baselines=baseline(images, self.baseline),
             target=targets,
             feature_mask=grid(images, self.side),
-            perturbations_per_eval=max(4, 64 // len(images)),
+            perturbations_per_eval=model.at_once(images),
         )

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from core.attribution import ATTRIBUTIONS, AttributionMethod
 from core.method import flag, number
-from core.preparation import convolution_from_output
+from core.prepared import Prepared
+from core.requirements import convolution_from_output
 from core.run import Run
 
 
@@ -30,12 +31,13 @@ class GradCAM(AttributionMethod):
     layer: int = number(1, 1, 1000, 1, help="Which convolution, counted from the output: 1 is the last")
     positive: bool = flag(False, help="Keep only evidence for the class")
 
-    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor, run: Run) -> Tensor:
+    def attribute(self, model: Prepared, images: Tensor, targets: Tensor, run: Run) -> Tensor:
         from captum.attr import LayerGradCam
 
-        layer = convolution_from_output(self.name, model, self.layer)
-        coarse = LayerGradCam(model, layer).attribute(
-            images, target=targets, relu_attributions=self.positive
-        )  # (N, 1, h, w)
+        with model.private() as network:
+            layer = convolution_from_output(self.name, network, self.layer)
+            coarse = LayerGradCam(network, layer).attribute(
+                images, target=targets, relu_attributions=self.positive
+            )  # (N, 1, h, w)
         size = tuple(images.shape[2:])
         return F.interpolate(coarse.detach(), size, mode="bilinear", align_corners=False).expand_as(images)

@@ -1,16 +1,14 @@
 """GradientShap: expected gradients between a baseline and noisy copies."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.attribution import ATTRIBUTIONS, AttributionMethod, baseline, baseline_choice, target_logits
 from core.method import number
+from core.prepared import Prepared
 from core.run import Run
 
 
@@ -38,29 +36,24 @@ class GradientShap(AttributionMethod):
     )
     baseline: str = baseline_choice()
 
-    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor, run: Run) -> Tensor:
-        from captum.attr import GradientShap as Captum
+    def attribute(self, model: Prepared, images: Tensor, targets: Tensor, run: Run) -> Tensor:
+        empty = baseline(images, self.baseline)
+        spread = self.noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
+        noise = torch.randn(self.samples, *images.shape[1:]).to(images.device)  # the same for every image
+        shares = torch.rand(self.samples).tolist()  # how far from the baseline to the noisy copy
 
-        with _numpy_follows_torch():
-            return Captum(model).attribute(
-                images,
-                baselines=baseline(images, self.baseline),
-                n_samples=self.samples,
-                stdevs=self.noise * (images.max() - images.min()).item(),
-                target=targets,
-            )
+        def difference(one: Tensor) -> Tensor:
+            return images + spread * one - empty
 
-    def promise(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        gradients = model.gradients(
+            lambda place: empty + place[1] * difference(place[0]),
+            list(zip(noise, shares, strict=True)),
+            targets,
+            run,
+        )
+        pairs = zip(gradients, noise, strict=True)
+        return sum(gradient * difference(one) for gradient, one in pairs) / self.samples
+
+    def promise(self, model: Prepared, images: Tensor, targets: Tensor) -> Tensor:
         empty = baseline(images, self.baseline)
         return target_logits(model, images, targets) - target_logits(model, empty, targets)
-
-
-@contextlib.contextmanager
-def _numpy_follows_torch() -> Iterator[None]:
-    """Captum draws the points on the line with numpy: seed it from torch's generator, then put it back."""
-    before = numpy.random.get_state()
-    numpy.random.seed(int(torch.randint(2**31, ())))
-    try:
-        yield
-    finally:
-        numpy.random.set_state(before)

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.attribution import ATTRIBUTIONS, AttributionMethod
-from core.preparation import require_own_relus, require_relu_rules
+from core.prepared import Prepared
+from core.requirements import require_own_relus, require_relu_rules
 from core.run import Run
 
 
@@ -23,9 +24,10 @@ class GuidedBackprop(AttributionMethod):
 
     name: ClassVar[str] = "guided-backprop"
 
-    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor, run: Run) -> Tensor:
+    def attribute(self, model: Prepared, images: Tensor, targets: Tensor, run: Run) -> Tensor:
         from captum.attr import GuidedBackprop as Captum
 
-        require_relu_rules(self.name, model)
-        require_own_relus(self.name, model, images[:1])
-        return Captum(model).attribute(images, target=targets)
+        with model.private() as network:
+            require_relu_rules(self.name, network)
+            require_own_relus(self.name, network, images[:1])
+            return Captum(network).attribute(images, target=targets)

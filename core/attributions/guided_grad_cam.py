@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.attribution import ATTRIBUTIONS, AttributionMethod
 from core.method import number
-from core.preparation import convolution_from_output, require_own_relus, require_relu_rules
+from core.prepared import Prepared
+from core.requirements import convolution_from_output, require_own_relus, require_relu_rules
 from core.run import Run
 
 
@@ -25,10 +26,11 @@ class GuidedGradCAM(AttributionMethod):
 
     layer: int = number(1, 1, 1000, 1, help="Which convolution, counted from the output: 1 is the last")
 
-    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor, run: Run) -> Tensor:
+    def attribute(self, model: Prepared, images: Tensor, targets: Tensor, run: Run) -> Tensor:
         from captum.attr import GuidedGradCam as Captum
 
-        require_relu_rules(self.name, model)
-        require_own_relus(self.name, model, images[:1])
-        layer = convolution_from_output(self.name, model, self.layer)
-        return Captum(model, layer).attribute(images, target=targets, interpolate_mode="bilinear")
+        with model.private() as network:
+            require_relu_rules(self.name, network)
+            require_own_relus(self.name, network, images[:1])
+            layer = convolution_from_output(self.name, network, self.layer)
+            return Captum(network, layer).attribute(images, target=targets, interpolate_mode="bilinear")

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.attribution import ATTRIBUTIONS, AttributionMethod, baseline, baseline_choice, target_logits
 from core.method import number
+from core.prepared import Prepared
 from core.run import Run
 from core.superpixels import grid, grid_field, sum_over_superpixels
 
@@ -28,12 +29,13 @@ class KernelShap(AttributionMethod):
     title: ClassVar[str] = "KernelSHAP"
     complete = "exactly"
     random: ClassVar[bool] = True
+    chunk: ClassVar[int] = 1
 
     samples: int = number(200, 10, 5000, 10, help="Coalitions of superpixels per picture")
     side: int = grid_field(4)
     baseline: str = baseline_choice()
 
-    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor, run: Run) -> Tensor:
+    def attribute(self, model: Prepared, images: Tensor, targets: Tensor, run: Run) -> Tensor:
         from captum.attr import KernelShap as Captum
 
         return Captum(model).attribute(
@@ -42,10 +44,10 @@ class KernelShap(AttributionMethod):
             target=targets,
             feature_mask=grid(images, self.side),
             n_samples=self.samples,
-            perturbations_per_eval=32,
+            perturbations_per_eval=model.at_once(images),
         )
 
-    def promise(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def promise(self, model: Prepared, images: Tensor, targets: Tensor) -> Tensor:
         empty = baseline(images, self.baseline)
         return target_logits(model, images, targets) - target_logits(model, empty, targets)
 

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.attribution import ATTRIBUTIONS, AttributionMethod, baseline, baseline_choice
 from core.method import number
+from core.prepared import Prepared
 from core.run import Run
 from core.superpixels import grid, grid_field
 
@@ -26,6 +27,7 @@ class Lime(AttributionMethod):
     name: ClassVar[str] = "lime"
     title: ClassVar[str] = "LIME"
     random: ClassVar[bool] = True
+    chunk: ClassVar[int] = 1
 
     samples: int = number(200, 10, 5000, 10, help="Random pictures to fit to")
     alpha: float = number(
@@ -34,7 +36,7 @@ class Lime(AttributionMethod):
     side: int = grid_field()
     baseline: str = baseline_choice()
 
-    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor, run: Run) -> Tensor:
+    def attribute(self, model: Prepared, images: Tensor, targets: Tensor, run: Run) -> Tensor:
         from captum._utils.models.linear_model import SkLearnLasso
         from captum.attr import Lime as Captum
 
@@ -44,5 +46,5 @@ class Lime(AttributionMethod):
             target=targets,
             feature_mask=grid(images, self.side),
             n_samples=self.samples,
-            perturbations_per_eval=32,
+            perturbations_per_eval=model.at_once(images),
         )

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from core.attribution import ATTRIBUTIONS, AttributionMethod, target_logits
 from core.errors import UnsupportedModelError
 from core.method import choice
-from core.preparation import Ceiling, Copy, Windows
+from core.preparation import Ceiling, Copy, Windows, fold_batch_norms
+from core.prepared import Prepared
 from core.run import Run
 
 _LINEAR = (nn.Conv2d, nn.Linear)
@@ -27,7 +27,7 @@ _MOVING = {
 }  # fmt: skip
 _SIZES = {"getattr", "size", "dim"}
 
-# Prepared network -> its canonical form. Both are lent to one caller at a time (see core.preparation).
+# Private copy -> its canonical form. Both are lent to one caller at a time (see core.prepared).
 _CANONICAL: weakref.WeakKeyDictionary[nn.Module, fx.GraphModule] = weakref.WeakKeyDictionary()
 
 
@@ -70,20 +70,19 @@ class LRP(AttributionMethod):
         help="alpha1-beta0 follows positive contributions alone, alpha2-beta1 weighs negative ones too",
     )
 
-    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor, run: Run) -> Tensor:
-        network = _CANONICAL.get(model)
-        if network is None:
-            network = _CANONICAL[model] = _canonical(self.name, model)
-        images = images.clone().requires_grad_()
-        with _composite(self.rule, network).context(network):
-            logits = network(images)
-            relevance = torch.zeros_like(logits).scatter_(
-                1, targets[:, None], logits.detach().gather(1, targets[:, None])
-            )
-            (maps,) = torch.autograd.grad(logits, images, relevance)
+    def attribute(self, model: Prepared, images: Tensor, targets: Tensor, run: Run) -> Tensor:
+        with model.private() as hooked:
+            network = _canonical(self.name, hooked)
+            images = images.clone().requires_grad_()
+            with _composite(self.rule, network).context(network):
+                logits = network(images)
+                relevance = torch.zeros_like(logits).scatter_(
+                    1, targets[:, None], logits.detach().gather(1, targets[:, None])
+                )
+                (maps,) = torch.autograd.grad(logits, images, relevance)
         return maps
 
-    def promise(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def promise(self, model: Prepared, images: Tensor, targets: Tensor) -> Tensor:
         return target_logits(model, images, targets)
 
 
@@ -108,18 +107,25 @@ def _composite(rule: str, network: nn.Module) -> Any:
     return Composite(choose)
 
 
-def _canonical(who: str, model: nn.Module) -> fx.GraphModule:
-    """A copy of the prepared `model` with batch norm folded and every sum a module.
+def _canonical(who: str, hooked: nn.Module) -> fx.GraphModule:
+    """The canonical form of the private copy `hooked`, made once."""
+    if hooked not in _CANONICAL:
+        _CANONICAL[hooked] = _make_canonical(who, hooked)
+    return _CANONICAL[hooked]
+
+
+def _make_canonical(who: str, hooked: nn.Module) -> fx.GraphModule:
+    """A copy of `hooked` with batch norm folded and every sum a module.
 
     Raises:
         UnsupportedModelError: it has something for which there is no relevance rule here.
     """
-    if not isinstance(model, fx.GraphModule):
+    if not isinstance(hooked, fx.GraphModule):
         raise UnsupportedModelError(
             f"{who}: the network's code cannot be traced, so its sums cannot be given rules"
         )
-    network = copy.deepcopy(model)
-    _fold_batch_norms(network)
+    network = copy.deepcopy(hooked)
+    fold_batch_norms(network)
     _make_averages(network)
     signals = _signals(network.graph)
     for node in [n for n in network.graph.nodes if n in signals and n.op not in ("placeholder", "output")]:
@@ -132,20 +138,6 @@ def _canonical(who: str, model: nn.Module) -> fx.GraphModule:
             _replace(network, node, Sum(), node.args[:2])
     network.recompile()
     return network
-
-
-def _fold_batch_norms(network: fx.GraphModule) -> None:
-    for node in list(network.graph.nodes):
-        if node.op != "call_module" or not isinstance(network.get_submodule(node.target), nn.BatchNorm2d):
-            continue
-        before = node.args[0]
-        if before.op == "call_module" and len(before.users) == 1:
-            convolution = network.get_submodule(before.target)
-            if isinstance(convolution, nn.Conv2d):
-                norm = network.get_submodule(node.target)
-                network.set_submodule(before.target, fuse_conv_bn_eval(convolution, norm))
-                node.replace_all_uses_with(before)
-                network.graph.erase_node(node)
 
 
 def _make_averages(network: fx.GraphModule) -> None:

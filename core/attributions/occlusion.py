@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.attribution import ATTRIBUTIONS, AttributionMethod, baseline, baseline_choice
 from core.method import number
+from core.prepared import Prepared
 from core.run import Run
 
 
@@ -23,13 +24,12 @@ class Occlusion(AttributionMethod):
     """
 
     name: ClassVar[str] = "occlusion"
-    chunk: ClassVar[int] = 4
 
     window: float = number(0.25, 0.03, 1.0, 0.01, help="Side of the square, as a fraction of the picture's")
     step: float = number(0.5, 0.1, 1.0, 0.1, help="Step of the square, as a fraction of its own side")
     baseline: str = baseline_choice()
 
-    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor, run: Run) -> Tensor:
+    def attribute(self, model: Prepared, images: Tensor, targets: Tensor, run: Run) -> Tensor:
         from captum.attr import Occlusion as Captum
 
         channels, *size = images.shape[1:]
@@ -41,5 +41,5 @@ class Occlusion(AttributionMethod):
             strides=(channels, *step),
             baselines=baseline(images, self.baseline),
             target=targets,
-            perturbations_per_eval=max(4, 64 // len(images)),
+            perturbations_per_eval=model.at_once(images),
         )

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.attribution import ATTRIBUTIONS, AttributionMethod
+from core.prepared import Prepared
 from core.run import Run
 
 
@@ -19,9 +20,6 @@ class Saliency(AttributionMethod):
     """
 
     name: ClassVar[str] = "saliency"
-    chunk: ClassVar[int] = 64
 
-    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor, run: Run) -> Tensor:
-        from captum.attr import Saliency as Captum
-
-        return Captum(model).attribute(images, target=targets, abs=False)
+    def attribute(self, model: Prepared, images: Tensor, targets: Tensor, run: Run) -> Tensor:
+        return model.gradient(images, targets)
