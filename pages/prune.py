@@ -25,7 +25,7 @@ asks, shows = st.columns([6, 5], gap="large")
 with asks:
     controls.question(scene)
 with shows, st.container(horizontal=True, vertical_alignment="bottom"):
-    by, plain = controls.bar_width(), controls.plain()
+    by, plain = controls.bar_width(), controls.plain() or not scene.sliders
 
 if plain:
     left, right = st.columns([5, 7], gap="large")
@@ -52,11 +52,13 @@ run = watched(
     lambda progress: head.html(charts.heading(QUESTION, f"{progress.fraction:.0%} of the pictures"))
 )
 for answer in scene.whatif.answer(scene.plan, run):
-    cards.html(charts.cards(results.cards(scene, answer)))
-    head.html(charts.heading(QUESTION, results.status(answer)))
     states.state().kept["answer"] = (scene.key, answer)
     if not plain:
         told.html(live.facts(scene, answer))
+    head.html(charts.heading(QUESTION, results.status(answer)))
+    cards.html(
+        charts.cards(results.cards(scene, answer))
+    )  # last: what a network costs takes time to find out
     if answer.exact:
         with flipped:
             gallery.flips(scene, answer)

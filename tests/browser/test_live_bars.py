@@ -199,8 +199,11 @@ def test_on_a_phone_a_finger_drags_and_nothing_is_wider_than_the_window(scheme, 
         color_scheme=scheme,
         has_touch=True,
     )
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert page.evaluate(EDGES) == []
+    for width in (2560, 683, 390):
+        page.set_viewport_size({"width": width, "height": 844})
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(EDGES) == []
     bar(page, 1).scroll_into_view_if_needed()
     box = bar(page, 1).bounding_box()
     touch = page.context.new_cdp_session(page)
