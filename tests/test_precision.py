@@ -11,17 +11,34 @@ from tiny import TinyResNet, vary
 from torch import nn
 
 from core import precision
+from core.bundles import Split
 from core.evaluation import logits
 from core.memory import PrefixMemory, before, fork
 from core.plan import QUESTIONS, Plan
-from core.precision import doubt, margins, race, settle
+from core.precision import Calls, doubt, race, settle
 from core.steps import Whole
+from core.weights import load_dataset, load_model
+from core.whatif import WhatIf
+
+IMAGES = 400
 
 
 @pytest.fixture
 def reduced(monkeypatch):
-    """bfloat16 wins every race."""
+    """bfloat16 wins every race that it enters."""
     monkeypatch.setattr(precision, "WORTHWHILE", 0.0)
+
+
+def split() -> Split:
+    return load_dataset("cluttered-digits").test.take(slice(0, IMAGES))
+
+
+@pytest.fixture
+def trained(reduced) -> WhatIf:
+    """A trained network in bfloat16, whatever this processor would choose."""
+    found = WhatIf(load_model("small-cnn", "cluttered-digits"), load_dataset("cluttered-digits"), split())
+    assert found.words.startswith("bfloat16")
+    return found
 
 
 # close calls
@@ -34,30 +51,41 @@ def test_after_settling_every_image_has_the_class_of_the_exact_logits(seed, nois
     exact = scale * torch.randn(300, 10, generator=random)
     error = scale * noise * (2 * torch.rand(exact.shape, generator=random) - 1)
     fast = exact + error
-    asked = []
-    found = settle(fast, lambda index: asked.append(index) or exact[index], doubt(fast[:50], exact[:50]))
-    assert torch.equal(found.argmax(1), exact.argmax(1))
-    asked = torch.cat(asked) if asked else torch.empty(0, dtype=torch.int64)
+    calls, some = Calls.of(fast), torch.arange(50)
+    asked = [torch.empty(0, dtype=torch.int64)]
+    answers = fast.argmax(1)
+    for index, found in settle(calls, lambda i: asked.append(i) or exact[i], doubt(calls, some, exact[some])):
+        answers[index] = found.argmax(1)
+    assert torch.equal(answers, exact.argmax(1))
+    asked = torch.cat(asked)
     assert len(asked.unique()) == len(asked)
-    rest = torch.ones(300, dtype=torch.bool)
-    rest[asked] = False
-    assert torch.equal(found[rest], fast[rest])
 
 
 def test_what_is_not_a_number_is_a_close_call():
     fast, exact = torch.randn(5, 3), torch.randn(5, 3)
     fast[2] = torch.nan
-    assert torch.equal(settle(fast, lambda index: exact[index], 0.0)[2], exact[2])
+    ((index, found),) = settle(Calls.of(fast), lambda index: exact[index], 0.0)
+    assert index.tolist() == [2]
+    assert torch.equal(found, exact[2:3])
 
 
 def test_where_errors_turn_out_larger_more_calls_are_close():
     exact = torch.tensor([[0.0, 0.1], [0.0, -0.4], [0.0, -9.0]])
     fast = torch.tensor([[0.1, 0.0], [-0.3, 0.0], [0.0, -9.0]])  # the first two are wrong
-    assert margins(fast).tolist() == pytest.approx([0.1, 0.3, 9.0])
-    asked = []
-    found = settle(fast, lambda index: asked.append(index.tolist()) or exact[index], 0.11 / 1.5667)
-    assert asked == [[0], [1]]
-    assert torch.equal(found.argmax(1), exact.argmax(1))
+    calls = Calls.of(fast)
+    assert calls.margins.tolist() == pytest.approx([0.1, 0.3, 9.0])
+    assert calls.size == pytest.approx((0.1 + 0.3 + 9.0) / 6)
+    settled = list(settle(calls, lambda index: exact[index], 0.11 / calls.size))
+    assert [index.tolist() for index, _ in settled] == [[0], [1]]  # 0.2 off, so 0.3 is close, too
+
+
+def test_calls_of_parts_together_are_those_of_the_whole():
+    logits = torch.randn(50, 7)
+    whole, joined = Calls.of(logits), Calls.join([Calls.of(part) for part in logits.split(13)])
+    assert torch.equal(whole.values, joined.values)
+    assert torch.equal(whole.classes, joined.classes)
+    assert whole.size == pytest.approx(joined.size)
+    assert Calls.of(logits[:, :1]).margins.isinf().all()
 
 
 # the race
@@ -94,12 +122,17 @@ def test_a_network_whose_steps_would_answer_differently_runs_as_it_is():
     assert forms.fast is forms.exact
 
 
+def test_a_precision_that_leaves_too_many_calls_open_does_not_enter(model, data, reduced):  # noqa: F811
+    """Logits that are small differences of large numbers."""
+    assert engine(model, data, precisions=precision.PRECISIONS).words.startswith("float32")
+
+
 def test_a_precision_without_kernels_does_not_enter(monkeypatch, reduced):
     def missing(*args):
         raise RuntimeError("no kernel for this precision")
 
-    model = vary(TinyResNet()).eval().requires_grad_(False)  # noqa: F811
-    images = torch.randn(4, 3, 16, 16)
+    model = load_model("small-cnn", "cluttered-digits").module  # noqa: F811
+    images = split().take(slice(0, 50)).images
     assert race(model, images).fast.dtype == torch.bfloat16
     monkeypatch.setattr(precision, "fused_works", lambda dtype: False)
     plain = precision.Plain
@@ -113,28 +146,29 @@ def test_a_precision_without_kernels_does_not_enter(monkeypatch, reduced):
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_the_number_that_stays_is_the_float32_number(question, model, data, reduced):  # noqa: F811
-    fast = engine(model, data, precisions=precision.PRECISIONS)
-    assert fast.words.startswith("bfloat16")
+def test_the_number_that_stays_is_the_float32_number(question, trained):
     random = torch.Generator().manual_seed(0)
-    for _ in range(12):
+    for _ in range(10):
         levels = {
-            slider.name: torch.rand(1, generator=random).item()
-            for slider in fast.sliders(question)
+            slider.name: torch.rand(1, generator=random).item() ** 2
+            for slider in trained.sliders(question)
             if torch.rand(1, generator=random) < 0.5
         }
         plan = Plan(question, None, levels)
-        wanted = logits(fast.model(plan), data.test)
-        found = fast.exact(plan)
+        wanted = logits(trained.model(plan), split())
+        found = trained.exact(plan)
         assert torch.equal(found.logits.argmax(1), wanted.argmax(1))
-        assert found.accuracy == int((wanted.argmax(1) == data.test.labels).sum()) / len(wanted)
-    assert torch.equal(fast.original.logits.argmax(1), logits(model, data.test).argmax(1))
+        assert found.accuracy == int((wanted.argmax(1) == split().labels).sum()) / len(wanted)
 
 
-def test_only_the_settled_answer_is_called_exact(model, data, reduced):  # noqa: F811
-    fast = engine(model, data, precisions=precision.PRECISIONS)
-    answers = list(fast.answer(Plan("zero", None, {"conv1": 0.5})))
-    assert [(answer.n, answer.exact) for answer in answers][-2:] == [(420, False), (420, True)]
+def test_the_original_is_the_float32_networks(trained):
+    wanted = logits(trained.model(Plan()), split())
+    assert torch.equal(trained.original.logits.argmax(1), wanted.argmax(1))
+
+
+def test_only_the_settled_answer_is_called_exact(trained):
+    answers = list(trained.answer(Plan("zero", None, {trained.sliders("zero")[0].name: 0.5})))
+    assert [(answer.n, answer.exact) for answer in answers][-2:] == [(IMAGES, False), (IMAGES, True)]
 
 
 # prefixes
@@ -149,7 +183,7 @@ def test_an_answer_from_a_remembered_prefix_has_the_same_bits_as_one_from_scratc
         levels = levels | {name: round(torch.rand(1, generator=random).item(), 2)}
         plan = Plan("silence", None, levels)
         assert torch.equal(walked.exact(plan).logits, engine(model, data).exact(plan).logits)
-    assert walked._prefixes.size_bytes > 0
+    assert walked.engine._prefixes.size_bytes > 0
 
 
 def test_a_drag_recomputes_only_what_follows_the_dragged_layer(model, data, monkeypatch):  # noqa: F811
@@ -157,7 +191,7 @@ def test_a_drag_recomputes_only_what_follows_the_dragged_layer(model, data, monk
     plan = Plan("zero", None, {"conv1": 0.5, "layer2.1.conv1": 0.25})
     whatif.exact(plan)
     whatif.exact(plan.with_sparsity("layer2.1.conv1", 0.5))  # leaves the path here: remembered
-    steps = whatif._forms.fast
+    steps = whatif.engine._forms.fast
     ran = set()
     run = type(steps).run
 

@@ -148,7 +148,7 @@ def test_answers_tighten_and_every_one_says_which_images_it_rests_on(whatif, dat
 def test_an_answer_given_once_is_remembered(whatif, monkeypatch):
     plan = uniform(whatif, "remove")
     last = whatif.exact(plan)
-    monkeypatch.setattr(whatif, "_forward", None)
+    monkeypatch.setattr(whatif.engine, "forward", None)
     monkeypatch.setattr(whatif, "model", None)
     (again,) = whatif.answer(plan)
     assert again.exact
@@ -158,7 +158,7 @@ def test_an_answer_given_once_is_remembered(whatif, monkeypatch):
 def test_plans_that_take_the_same_filters_are_one_plan_to_the_engine(whatif, monkeypatch):
     """Of 8 filters, 50 % and 52 % both take 4."""
     last = whatif.exact(Plan("zero", None, {"conv1": 0.5}))
-    monkeypatch.setattr(whatif, "_forward", None)
+    monkeypatch.setattr(whatif.engine, "forward", None)
     plan = Plan("zero", None, {"conv1": 0.52})
     (again,) = whatif.answer(plan)
     assert again.plan == plan
@@ -167,8 +167,8 @@ def test_plans_that_take_the_same_filters_are_one_plan_to_the_engine(whatif, mon
 
 def test_closing_the_iterator_ends_the_work_and_what_was_done_is_not_done_again(whatif):
     seen = []
-    forward = whatif._forward
-    whatif._forward = lambda route, begin, end: seen.append(end - begin) or forward(route, begin, end)
+    forward = whatif.engine.forward
+    whatif.engine.forward = lambda route, begin, end: seen.append(end - begin) or forward(route, begin, end)
     plan = uniform(whatif, "zero")
     answers = whatif.answer(plan)
     first = next(answers)
@@ -201,7 +201,7 @@ def test_a_newer_request_stops_an_older_one_within_a_chunk(whatif):
     with pytest.raises(SupersededError):
         list(whatif.answer(plan, Run(newer)))
     assert seen == sorted(seen)
-    assert seen[-1] == pytest.approx(2 * whatif._chunk / N)
+    assert seen[-1] == pytest.approx(2 * whatif.engine.chunk / N)
     assert whatif.exact(plan).n == N
 
 
@@ -238,7 +238,7 @@ def test_the_three_costs_are_never_mixed(whatif):
 
 
 def test_a_cost_is_known_without_running_the_network(whatif, monkeypatch):
-    monkeypatch.setattr(whatif, "_forward", None)
+    monkeypatch.setattr(whatif.engine, "forward", None)
     assert whatif.cost(uniform(whatif, "remove")).macs < whatif.original.cost.macs
 
 

@@ -1,0 +1,133 @@
+"""The atlas: every slider at every sparsity, each alone; where is the cliff, and which layer is to blame?"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from core.bundles import cache_directory
+from core.criterion import Criterion
+from core.engine import Engine, Route
+from core.plan import Plan
+from core.precision import Calls
+from core.run import Run
+from core.strata import tier_ends
+
+if TYPE_CHECKING:
+    from core.whatif import WhatIf
+
+SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas:
+    """How many of the first n images are right when one of S sliders stands at one of G sparsities."""
+
+    question: str
+    criterion: Criterion
+    sliders: tuple[str, ...]  # S names
+    sparsities: tuple[float, ...]  # G fractions
+    hits: Tensor  # (S, G) int64
+    n: int
+    exact: bool  # on all images, every one with the class that the float32 network gives it
+    original_hits: int  # of the untouched network on the same images
+
+    @property
+    def accuracy(self) -> Tensor:
+        """(S, G) float64, in [0, 1]."""
+        return self.hits.double() / max(self.n, 1)
+
+    @property
+    def change(self) -> Tensor:
+        """(S, G) float64: accuracy less that of the untouched network on the same images."""
+        return (self.hits - self.original_hits).double() / max(self.n, 1)
+
+    def plan(self, slider: int, level: int) -> Plan:
+        """The plan of one cell."""
+        return Plan(self.question, self.criterion, {self.sliders[slider]: self.sparsities[level]})
+
+
+def survey(whatif: "WhatIf", question: str, criterion: Criterion | None, run: Run) -> Iterator[Atlas]:
+    """Atlases on more and more images; the last is exact, and kept on disk. See `WhatIf.atlas`."""
+    empty, engine = Plan(question, criterion), whatif.engine
+    names = tuple(slider.name for slider in whatif.sliders(question))
+    plans = [empty.with_sparsity(name, sparsity) for name in names for sparsity in SPARSITIES]
+    routes = [engine.route(whatif.masks(plan)) for plan in plans]
+    original = engine.original.argmax(1)[engine.order] == engine.labels
+
+    def atlas(hits: Tensor, n: int, exact: bool) -> Atlas:
+        shaped, right = hits.view(len(names), len(SPARSITIES)), int(original[:n].sum())
+        return Atlas(question, empty.criterion, names, SPARSITIES, shaped, n, exact, right)
+
+    whole, file = len(engine.labels), _file(engine, routes)
+    kept = _read(file, len(routes))
+    if kept is not None:
+        yield atlas(kept, whole, True)
+        return
+    for hits, n, exact in _measure(engine, routes, run):
+        if exact:
+            _write(file, hits)
+        yield atlas(hits, n, exact)
+
+
+def _measure(engine: Engine, routes: Sequence[Route], run: Run) -> Iterator[tuple[Tensor, int, bool]]:
+    """(hits of every route (M,), images, whether these are all and settled)."""
+    whole, done = len(engine.labels), 0
+    different = {route.path: route for route in routes}  # cells that take the same weights are one
+    calls: dict[tuple, list[Calls]] = {path: [] for path in different}
+    for end in tier_ends(whole, engine.chunk):
+        walked, parts = list(different.values()), 0
+        for number, _, logits in engine.branches(walked, done, end):
+            calls[walked[number].path].append(Calls.of(logits))
+            parts += len(logits)
+            run.report((done + parts / max(len(walked), 1)) / max(whole, 1), "Surveying")
+        done = end
+        joined = {path: Calls.join(found) for path, found in calls.items()}
+        answers = {path: found.classes[:, 0] for path, found in joined.items()}
+        yield _count(engine, routes, answers), end, end == whole and engine.is_exact
+    if not engine.is_exact:
+        for index, (path, route) in enumerate(different.items()):
+            for places, exact in engine.close_calls(route, joined[path]):
+                answers[path][places] = exact.argmax(1)
+            run.report((index + 1) / len(different), "Settling close calls")
+        yield _count(engine, routes, answers), whole, True
+
+
+def _count(engine: Engine, routes: Sequence[Route], answers: dict[tuple, Tensor]) -> Tensor:
+    right = [(answers[route.path] == engine.labels[: len(answers[route.path])]).sum() for route in routes]
+    return torch.stack(right) if right else torch.empty(0, dtype=torch.int64)
+
+
+# on disk
+
+
+def _file(engine: Engine, routes: Sequence[Route]) -> Path:
+    """Where the exact atlas of this content is kept."""
+    digest = engine.digest()
+    for route in routes:
+        digest.update(repr(route.path).encode())
+    return cache_directory() / "atlas" / f"{digest.hexdigest()}.safetensors"
+
+
+def _read(file: Path, count: int) -> Tensor | None:
+    """The hits in `file`; None where it is not there or damaged."""
+    with contextlib.suppress(OSError, SafetensorError, KeyError):
+        hits = load(file.read_bytes())["hits"]
+        return hits if hits.shape == (count,) and hits.dtype == torch.int64 else None
+    return None
+
+
+def _write(file: Path, hits: Tensor) -> None:
+    """Keep it if that is possible; whoever reads meanwhile sees all of it or nothing."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(f".{os.getpid()}")
+        unfinished.write_bytes(save({"hits": hits}))
+        unfinished.replace(file)
