@@ -11,7 +11,7 @@ QUESTION = "What do I lose if I remove these weights?"
 head, cards = st.empty(), st.empty()
 head.html(f'<div class="ps-head"><h2>{QUESTION}</h2></div>')
 
-from view import charts, controls, engine, gallery, live, results
+from view import charts, controls, engine, gallery, latency, live, results
 from view import state as states
 from view.progress import watched
 
@@ -38,10 +38,11 @@ else:
     told.html(live.facts(scene, last))
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
-    st.button("Measure latency", icon=":material/timer:", on_click=results.measure_latency, args=(scene,))
+    st.button("Measure latency", icon=":material/timer:", on_click=latency.measure, args=(scene,))
     with st.popover("Export", icon=":material/download:"):
         results.exports(scene)
     frame.goto("pages/attributions.py", "Same reasons?", icon=":material/visibility:")
+latency.report(scene)
 details = st.expander("The bars as a table, and who shares channels", on_change=states.act, key="table")
 if details.open:
     words = "Sparsity, weights and MACs of every slider"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch takes seconds to load, and `--help` needs none of it
     from core.evaluation import Evaluation
+    from core.realised import Realised
     from core.run import Run
 
 
@@ -84,6 +85,17 @@ def print_agreement(agreement: Mapping[str, Mapping[str, Any]]) -> None:
                 if end in found:
                     parts.append(f"{end.replace('_', ' ')} {found[end][measure]:{metric.format}}")
             print("    " + "   ".join(parts))
+
+
+def print_latency(found: "Realised") -> None:
+    """One line per form of a network: multiply-adds on paper, time in fact."""
+    first = found.table.iloc[0]
+    print(f"  one batch of {first.batch} pictures, {first.threads} threads; median, fastest and slowest")
+    for row in found.table.itertuples():
+        spread = f"[{row.low_ms:.2f}, {row.high_ms:.2f}]"
+        print(f"  {row.name:12}{row.macs:>16,} MACs{row.median_ms:>10.2f} ms  {spread}")
+    if found.why:
+        print(f"  {found.why}")
 
 
 def say(text: str) -> None:

@@ -3,15 +3,11 @@
 import pandas as pd
 import streamlit as st
 
-from core.cost import latency
 from core.evaluation import Evaluation
 from core.whatif import Answer, Slider
-from view import charts, engine
-from view import state as states
+from view import charts, latency
 from view.charts import Bar, Card
 from view.engine import Scene
-
-BATCH = 64  # pictures at a time when latency is measured
 
 
 def cards(scene: Scene, answer: Answer) -> list[Card]:
@@ -41,7 +37,7 @@ def cards(scene: Scene, answer: Answer) -> list[Card]:
             notes=(f"zipped {charts.size(cost.zipped_bytes)}", f"was {charts.size(was.zipped_bytes)} zipped"),
             help=help["size_bytes"],
         ),
-        _latency(scene),
+        latency.card(scene),
     ]
 
 
@@ -69,35 +65,6 @@ def _macs(scene: Scene, answer: Answer) -> tuple[str, ...]:
         f"stored; zeros skipped: {charts.count(answer.cost.theoretical_macs)} in theory",
         "as slow as before",
     )
-
-
-def _latency(scene: Scene) -> Card:
-    found = states.state().kept.get("latency")
-    help = "Measured on this server: median of interleaved runs of both networks"
-    if not found or found[0] != (scene.key, scene.plan):
-        return Card(
-            "Latency", "not measured", notes=("depends on the machine:", "press Measure below"), help=help
-        )
-    before, after = found[1].iloc[0], found[1].iloc[-1]
-    return Card(
-        "Latency",
-        f"{after.median_ms:.1f} ms",
-        _relative(after.median_ms, before.median_ms),
-        notes=(
-            f"[{after.low_ms:.1f}, {after.high_ms:.1f}], was {before.median_ms:.1f} ms",
-            f"batch {after.batch}, threads {after.threads}",
-        ),
-        help=help,
-    )
-
-
-def measure_latency(scene: Scene) -> None:
-    """Time both networks on this machine and keep the result for this plan."""
-    states.act()
-    images = scene.split.take(slice(BATCH)).images
-    with engine.slot():
-        found = latency({"original": scene.bundle.module, "compressed": scene.network()}, images)
-    states.state().kept["latency"] = ((scene.key, scene.plan), found)
 
 
 def _relative(now: float, before: float) -> str:
