@@ -15,6 +15,7 @@ from torch import Tensor
 from core.bundles import cache_directory
 from core.criterion import Criterion
 from core.engine import Engine, Route
+from core.memory import Path as Way
 from core.plan import Plan
 from core.precision import Calls
 from core.run import Run
@@ -28,7 +29,10 @@ SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True, eq=False)
 class Atlas:
-    """How many of the first n images are right when one of S sliders stands at one of G sparsities."""
+    """How many of the first n images are right when one of S sliders stands at one of G sparsities.
+
+    While the first images are gone through, cells that are not known yet hold -1.
+    """
 
     question: str
     criterion: Criterion
@@ -40,14 +44,19 @@ class Atlas:
     original_hits: int  # of the untouched network on the same images
 
     @property
+    def complete(self) -> bool:
+        """Whether every cell is known."""
+        return bool((self.hits >= 0).all())
+
+    @property
     def accuracy(self) -> Tensor:
-        """(S, G) float64, in [0, 1]."""
-        return self.hits.double() / max(self.n, 1)
+        """(S, G) float64, in [0, 1]; NaN where it is not known yet."""
+        return torch.where(self.hits < 0, torch.nan, self.hits.double() / max(self.n, 1))
 
     @property
     def change(self) -> Tensor:
         """(S, G) float64: accuracy less that of the untouched network on the same images."""
-        return (self.hits - self.original_hits).double() / max(self.n, 1)
+        return self.accuracy - self.original_hits / max(self.n, 1)
 
     def plan(self, slider: int, level: int) -> Plan:
         """The plan of one cell."""
@@ -80,29 +89,40 @@ def survey(whatif: "WhatIf", question: str, criterion: Criterion | None, run: Ru
 def _measure(engine: Engine, routes: Sequence[Route], run: Run) -> Iterator[tuple[Tensor, int, bool]]:
     """(hits of every route (M,), images, whether these are all and settled)."""
     whole, done = len(engine.labels), 0
-    different = {route.path: route for route in routes}  # cells that take the same weights are one
-    calls: dict[tuple, list[Calls]] = {path: [] for path in different}
+    share = 1.0 if engine.is_exact else 0.9  # of the progress; the rest is for settling close calls
+    different = list({route.path: route for route in routes}.values())  # some cells take the same weights
+    calls: dict[Way, list[Calls]] = {route.path: [] for route in different}
+    answers: dict[Way, Tensor] = {}  # classes (n,) of the first images
+
+    def count() -> Tensor:
+        return torch.tensor([_right(engine, answers.get(route.path)) for route in routes])
+
     for end in tier_ends(whole, engine.chunk):
-        walked, parts = list(different.values()), 0
-        for number, _, logits in engine.branches(walked, done, end):
-            calls[walked[number].path].append(Calls.of(logits))
-            parts += len(logits)
-            run.report((done + parts / max(len(walked), 1)) / max(whole, 1), "Surveying")
+        gone, known = 0, len(answers)
+        for number, place, logits in engine.branches(different, done, end):
+            path = different[number].path
+            calls[path].append(Calls.of(logits))
+            gone += len(logits)
+            run.report(share * (done + gone / len(different)) / whole, "Surveying")
+            if place + len(logits) == end:
+                answers[path] = Calls.join(calls[path]).classes[:, 0]
+                if done == 0 and len(answers) >= known + len(SPARSITIES):
+                    known = len(answers)
+                    yield count(), end, False
         done = end
-        joined = {path: Calls.join(found) for path, found in calls.items()}
-        answers = {path: found.classes[:, 0] for path, found in joined.items()}
-        yield _count(engine, routes, answers), end, end == whole and engine.is_exact
+        yield count(), end, end == whole and engine.is_exact
     if not engine.is_exact:
-        for index, (path, route) in enumerate(different.items()):
-            for places, exact in engine.close_calls(route, joined[path]):
-                answers[path][places] = exact.argmax(1)
-            run.report((index + 1) / len(different), "Settling close calls")
-        yield _count(engine, routes, answers), whole, True
+        for index, route in enumerate(different):
+            for places, exact in engine.close_calls(route, Calls.join(calls[route.path])):
+                answers[route.path][places] = exact.argmax(1)
+            run.report(share + (1 - share) * (index + 1) / len(different), "Settling close calls")
+        yield count(), whole, True
 
 
-def _count(engine: Engine, routes: Sequence[Route], answers: dict[tuple, Tensor]) -> Tensor:
-    right = [(answers[route.path] == engine.labels[: len(answers[route.path])]).sum() for route in routes]
-    return torch.stack(right) if right else torch.empty(0, dtype=torch.int64)
+def _right(engine: Engine, answers: Tensor | None) -> int:
+    if answers is None:
+        return -1 if len(engine.labels) else 0
+    return int((answers == engine.labels[: len(answers)]).sum())
 
 
 # on disk

@@ -46,11 +46,29 @@ def test_every_cell_of_an_exact_atlas_is_a_plain_evaluation(question, trained): 
 def test_atlases_come_coarse_first_on_growing_parts_of_the_images(model, data):  # noqa: F811
     whatif = engine(model, data)
     found = list(whatif.atlas("zero"))
-    assert [(atlas.n, atlas.exact) for atlas in found] == [(100, False), (200, False), (N, True)]
-    first = whatif.answer(found[0].plan(2, 4))
-    answer = next(first)
-    assert found[0].accuracy[2, 4].item() == answer.accuracy
-    assert found[0].original_hits / 100 == pytest.approx(answer.accuracy - answer.change.difference)
+    complete = [atlas for atlas in found if atlas.complete]
+    assert [(atlas.n, atlas.exact) for atlas in complete] == [(100, False), (200, False), (N, True)]
+    answer = next(whatif.answer(complete[0].plan(2, 4)))
+    assert complete[0].accuracy[2, 4].item() == answer.accuracy
+    assert complete[0].change[2, 4].item() == pytest.approx(answer.change.difference)
+
+
+def test_the_first_one_fills_in_slider_by_slider(model, data):  # noqa: F811
+    first = [atlas for atlas in engine(model, data).atlas("zero") if atlas.n == 100]
+    known = [int((atlas.hits >= 0).sum()) for atlas in first]
+    assert len(first) > 2
+    assert known == sorted(known)
+    assert known[0] < known[-1] == first[-1].hits.numel()
+    for atlas in first:
+        there = atlas.hits >= 0
+        assert torch.equal(atlas.hits[there], first[-1].hits[there])
+        assert torch.equal(atlas.accuracy.isnan(), ~there)
+
+
+def test_without_images_there_is_an_atlas_of_nothing(model, data):  # noqa: F811
+    (found,) = engine(model, data, data.test.take(slice(0, 0))).atlas("zero")
+    assert found.exact
+    assert found.n == 0
 
 
 def test_removing_groups_and_silencing_layers_are_different_atlases(model, data):  # noqa: F811
