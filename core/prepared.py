@@ -117,6 +117,10 @@ class Prepared:
             if len(self._copies) < KEPT_COPIES:
                 self._copies.append(network)
 
+    def forget(self) -> None:
+        """What was remembered of this network is computed anew."""
+        self._token = object()
+
     def relative(self, name: Hashable, make: Callable[[], nn.Module]) -> nn.Module:
         """A network made from this one, such as one with random weights; the last ones are kept."""
         found = self._relatives.get(name) or make()
