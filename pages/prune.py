@@ -57,9 +57,9 @@ for answer in scene.whatif.answer(scene.plan, run):
     if not plain:
         told.html(live.facts(scene, answer))
     head.html(charts.heading(QUESTION, results.status(answer)))
-    cards.html(
-        charts.cards(results.cards(scene, answer))
-    )  # last: what a network costs takes time to find out
+    cards.html(charts.cards(results.cards(scene, answer)))  # last: it takes time to find out the costs
     if answer.exact:
         with flipped:
             gallery.flips(scene, answer)
+if not plain:
+    live.predict(scene, answer, told)

@@ -14,9 +14,10 @@ from streamlit.testing.v1 import AppTest
 
 from core.errors import UserError
 from core.plan import Plan
-from core.weights import load_dataset, load_model, shipped
+from core.prediction import Anchor, Prediction
+from core.weights import shipped
 from core.whatif import WhatIf
-from view import live
+from view import engine, live, surveys
 from view.engine import Scene
 from view.live import Commit
 
@@ -81,13 +82,16 @@ def test_nothing_is_fetched_from_elsewhere():
 
 
 @pytest.fixture(scope="module")
-def engine() -> WhatIf:
-    """The engine of the network that the app opens with."""
+def key() -> str:
+    """Of the network that the app opens with."""
     if not shipped():
         pytest.skip("no trained network is shipped yet")
-    first = shipped()[0]
-    data = load_dataset(first.dataset)
-    return WhatIf(load_model(first.model, first.dataset, first.path), data, data.test)
+    return shipped()[0].path.stem
+
+
+@pytest.fixture(scope="module")
+def whatif(key) -> WhatIf:
+    return engine.whatif(key)
 
 
 def opened(**query: str) -> AppTest:
@@ -112,21 +116,26 @@ def facts(test: AppTest) -> dict:
 @pytest.mark.parametrize(
     "text", ["remove:filter-l2:0,.3,.5x3", "weights:magnitude:.2x20", "silence:filter-l1:.9"]
 )
-def test_the_browser_is_told_what_the_engine_knows(text, engine):
-    plan, test = Plan.from_text(text, engine.sliders), opened(plan=text)
-    told, answer = description(test), engine.exact(plan)
-    sliders = engine.sliders(plan.question)
+def test_the_browser_is_told_what_the_engine_knows(text, key, whatif):
+    plan, test = Plan.from_text(text, whatif.sliders), opened(plan=text)
+    told, answer = description(test), whatif.exact(plan)
+    sliders = whatif.sliders(plan.question)
     assert [slider["name"] for slider in told["sliders"]] == [slider.name for slider in sliders]
     assert [slider["entries"] for slider in told["sliders"]] == [s.entries(plan.question) for s in sliders]
     assert told["levels"] == [round(100 * plan.sparsity(slider.name)) for slider in sliders]
-    terms = engine.cost_terms(plan.question)
+    terms = whatif.cost_terms(plan.question)
     assert told["terms"] == [[term.weights, term.macs, list(term.sliders)] for term in terms]
     measured = facts(test)["measured"]
     assert facts(test)["scene"] == told["scene"]
     assert measured["levels"] == told["levels"]
     assert measured["value"] == answer.accuracy
     assert (measured["n"], measured["exact"]) == (answer.n, True)
-    assert facts(test)["original"] == engine.original.accuracy
+    assert facts(test)["original"] == whatif.original.accuracy
+    about = Plan(plan.question, plan.criterion)
+    assert surveys.survey(key, about).finished(0)  # the page waited for it
+    *_, atlas = whatif.atlas(plan.question, plan.criterion)
+    expected = Prediction.of(atlas).to_dict(Anchor(plan, answer.accuracy))
+    assert facts(test)["prediction"] == json.loads(json.dumps(expected))
 
 
 @pytest.mark.slow
@@ -139,11 +148,11 @@ def test_the_browser_is_told_what_the_engine_knows(text, engine):
         ("silence:filter-l2", [0, 0, 0]),  # nothing removed is the same network under every question
     ],
 )
-def test_what_was_measured_under_another_question_or_criterion_has_no_levels_here(text, levels, engine):
-    asked, measured = (Plan.from_text(plan, engine.sliders) for plan in ("remove:filter-l2:0,.1", text))
-    scene = Scene("a network", None, None, engine, asked, engine.sliders("remove"), 0)
+def test_what_was_measured_under_another_question_or_criterion_has_no_levels_here(text, levels, key, whatif):
+    asked, measured = (Plan.from_text(plan, whatif.sliders) for plan in ("remove:filter-l2:0,.1", text))
+    scene = Scene(key, None, None, whatif, asked, whatif.sliders("remove"), 0)
     told = json.loads(
-        unescape(re.search(r'data-facts="([^"]*)"', live.facts(scene, engine.exact(measured)))[1])
+        unescape(re.search(r'data-facts="([^"]*)"', live.facts(scene, whatif.exact(measured)))[1])
     )
     found = told["measured"]["levels"]
     assert (found and found[:3]) == levels

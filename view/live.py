@@ -1,8 +1,8 @@
 """The live bars: the network as bars that a reader drags, drawn and reckoned in the browser.
 
 The component is mounted once in a run, with what the sliders are and where they stand. What becomes
-known later in the same run, the measured and the predicted accuracy, is written into a hidden element
-beside it. What the reader sets comes back as commits, numbered so that the browser knows which of its
+known later in the same run, the measured accuracy and what predictions rest on, is written into a hidden
+element beside it. What the reader sets comes back as commits, numbered so that the browser knows which of its
 wishes the levels it is sent have already answered.
 """
 
@@ -18,12 +18,14 @@ from streamlit.delta_generator import DeltaGenerator
 
 from core.errors import RecipeError, UserError
 from core.plan import Plan
+from core.prediction import Anchor, Prediction
 from core.whatif import Answer
-from view import controls, engine, nouns
+from view import controls, engine, nouns, surveys
 from view import state as states
 from view.engine import Scene
 
 KEY = "live.bars"
+POLL_S = 0.05  # at most so long does a newer request wait for a script that waits for an atlas
 FOLDER = Path(__file__).parent.parent / "assets" / "live"
 
 
@@ -84,9 +86,9 @@ def _lasting(key: str, asked: str) -> dict[str, Any]:
 
 
 def facts(scene: Scene, answer: Answer) -> str:
-    """A hidden element that says what was measured last, and what is predicted from it."""
-    asked, plan = scene.plan, answer.plan
-    comparable = not plan.sparsities or (plan.question, plan.criterion) == (asked.question, asked.criterion)
+    """A hidden element that says what was measured last, and what predictions rest on."""
+    plan = answer.plan
+    comparable = not plan.sparsities or _empty(plan) == _empty(scene.plan)
     about = replace(scene, plan=plan, sliders=scene.whatif.sliders(plan.question))
     low, high = answer.interval
     said = {
@@ -101,14 +103,23 @@ def facts(scene: Scene, answer: Answer) -> str:
             "exact": answer.exact,
             "plan": nouns.words(about),
         },
-        "prediction": None,
+        "prediction": _prediction(scene, answer if comparable else scene.whatif.original),
     }
     return f'<div hidden data-facts="{escape(json.dumps(said, separators=(",", ":")))}"></div>'
 
 
+def predict(scene: Scene, answer: Answer, told: DeltaGenerator) -> None:
+    """Tell the bars all that predictions rest on, until it is as much as it will be."""
+    survey = surveys.survey(scene.key, _empty(scene.plan))
+    finished = False
+    while not finished:
+        finished = survey.finished(POLL_S)
+        told.html(facts(scene, answer))  # here Streamlit stops a script that a newer request has overtaken
+
+
 def token(scene: Scene) -> str:
     """What the sliders are about: levels of one token mean nothing under another."""
-    return f"{scene.key} {replace(scene.plan, sparsities=()).to_text(scene.sliders)}"
+    return f"{scene.key} {_empty(scene.plan).to_text(scene.sliders)}"
 
 
 @dataclass(frozen=True)
@@ -160,6 +171,17 @@ def _commit(scene: Scene) -> None:
             held.locked = commit.locked(held.locked)
     except UserError as error:
         held.notice = str(error)
+
+
+def _prediction(scene: Scene, answer: Answer) -> dict[str, Any] | None:
+    """What the browser predicts with, from `answer` on; None until there is an atlas."""
+    atlas = surveys.survey(scene.key, _empty(scene.plan)).latest
+    return atlas and Prediction.of(atlas).to_dict(Anchor(answer.plan, answer.accuracy))
+
+
+def _empty(plan: Plan) -> Plan:
+    """The same question and criterion, with nothing removed."""
+    return replace(plan, sparsities=())
 
 
 def _levels(scene: Scene, plan: Plan) -> list[int]:

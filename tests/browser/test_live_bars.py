@@ -7,6 +7,7 @@ import pytest
 from screen import cards, settled
 
 from core.plan import Plan
+from core.prediction import Anchor, Prediction
 from core.weights import load_dataset, load_model, shipped
 from core.whatif import WhatIf
 from view import charts
@@ -79,7 +80,12 @@ def test_a_dragged_bar_ends_in_the_numbers_that_the_engine_gives(server, visit, 
         kept = engine.sliders("remove")[9].kept("remove", percent / 100)
         assert f"keeps {kept} of {width} channels" in bar(page, 9).get_attribute("aria-valuetext")
     assert "plan=" not in page.url  # nothing is sent while the pointer is down
-    assert page.locator(".live .accuracy .tag").inner_text() != "measured"
+    assert page.locator(".live .accuracy .tag").inner_text() == "predicted"
+    *_, atlas = engine.atlas("remove")
+    moved = Plan().with_sparsity(engine.sliders("remove")[9].name, 0.4)
+    anchor = Anchor(Plan(), engine.original.accuracy)
+    predicted, _ = Prediction.of(atlas).predict(moved, anchor)
+    assert float(shown(page, "accuracy")[:-2]) == pytest.approx(100 * predicted, abs=0.11)
     page.mouse.up()
     page.wait_for_selector(".live .accuracy.measured")
     settled(page)

@@ -5,7 +5,12 @@ import json
 import math
 
 import pytest
+import torch
 
+from core.atlas import Atlas
+from core.criteria.filter_l2 import FilterL2
+from core.plan import Plan
+from core.prediction import Anchor, Prediction
 from core.whatif import Slider
 from view import charts, live
 
@@ -185,6 +190,20 @@ def test_the_browser_predicts_what_the_definition_says(levels, mount):
     found = mount().evaluate("([p, levels]) => module.predict(p, levels)", [prediction, levels])
     expected = by_hand(prediction, [level / 100 for level in levels])
     assert [found[end] for end in ("low", "value", "high")] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_browser_predicts_as_the_shell_and_the_server_do(mount):
+    hits = torch.tensor([[95, 90, 88, 80, 71, 60, 40, 20, 10], [98, 97, 97, 95, 94, 90, 85, 70, 0]])
+    sparsities = tuple(level / 10 for level in range(1, 10))
+    prediction = Prediction.of(Atlas("remove", FilterL2(), ("a", "b"), sparsities, hits, 100, True, 98))
+    anchor = Anchor(Plan("remove", sparsities={"a": 0.35}), 0.83)
+    page = mount()
+    for levels in ([35, 0], [35, 1], [0, 0], [100, 95], [50, 50]):
+        plan = Plan("remove", sparsities={"a": levels[0] / 100, "b": levels[1] / 100})
+        value, (low, high) = prediction.predict(plan, anchor)
+        told = json.loads(json.dumps(prediction.to_dict(anchor)))
+        found = page.evaluate("([p, levels]) => module.predict(p, levels)", [told, levels])
+        assert found == pytest.approx({"low": low, "value": value, "high": high}, abs=1e-4)
 
 
 # dragging and keys
