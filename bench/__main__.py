@@ -2,6 +2,8 @@
 
 python -m bench                       the table; --markdown as in docs/performance.md, --json as JSON
 python -m bench whatif --json         one network: --model resnet20, vgg16-bn or mobilenetv2
+python -m bench coverage              how often the first interval is right; takes minutes
+python -m bench attributions          maps of six methods against Captum
 python -m bench memory                what 200 sliders moved leave behind
 python -m bench criteria resnet20     every criterion on one network, see bench/criteria.py
 """
@@ -9,7 +11,8 @@ python -m bench criteria resnet20     every criterion on one network, see bench/
 import os
 import sys
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the app does, and before torch is loaded
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the app does, and before torch is loaded
 
 import argparse
 import json
@@ -17,22 +20,24 @@ from typing import Any
 
 import torch
 
-from bench import criteria, large, machine, memory, table, whatif
+from bench import attributions, coverage, criteria, large, machine, memory, table, whatif
 from bench.subjects import SUBJECTS
-from bench.whatif import say
+from bench.timing import say
+from core.plan import QUESTIONS
 
 
 def everything(options: argparse.Namespace) -> dict[str, Any]:
     before = machine.load()
     networks = [
         whatif.measure(SUBJECTS["resnet20"](), options.rounds),
-        whatif.measure(SUBJECTS["vgg16-bn"](), options.rounds, layers=options.rounds),
-        whatif.measure(SUBJECTS["mobilenetv2"](), options.rounds, layers=options.rounds),
+        whatif.measure(SUBJECTS["vgg16-bn"](), options.rounds, layers=options.rounds, atlas_rounds=0),
+        whatif.measure(SUBJECTS["mobilenetv2"](), options.rounds, layers=options.rounds, atlas_rounds=0),
     ]
-    say("all pictures, memory")
+    say("all pictures, attributions, memory")
     return {
         "networks": networks,
         "large": large.measure(SUBJECTS["resnet20"](None), options.rounds),
+        "attributions": attributions.measure(options.rounds),
         "memory": memory.measure(SUBJECTS["resnet20"]()),
         "machine": machine.describe(before),
     }
@@ -40,11 +45,21 @@ def everything(options: argparse.Namespace) -> dict[str, Any]:
 
 def one_network(options: argparse.Namespace) -> dict[str, Any]:
     images = {} if options.images is None else {"images": options.images}
-    return whatif.measure(SUBJECTS[options.model](**images), options.rounds, options.layers)
+    return whatif.measure(
+        SUBJECTS[options.model](**images), options.rounds, options.layers, options.atlas_rounds
+    )
+
+
+def intervals(options: argparse.Namespace) -> dict[str, Any]:
+    return coverage.measure(SUBJECTS["resnet20"](), options.plans, options.orders, options.question)
 
 
 def moves(options: argparse.Namespace) -> dict[str, Any]:
     return memory.measure(SUBJECTS["resnet20"](), options.moves)
+
+
+def maps(options: argparse.Namespace) -> dict[str, Any]:
+    return attributions.measure(options.rounds)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,10 +91,19 @@ def parser() -> argparse.ArgumentParser:
     network.add_argument("--model", choices=SUBJECTS, default="resnet20")
     network.add_argument("--images", type=int, help="so many of the test pictures")
     network.add_argument("--layers", type=int, help="time so many of the sliders, from first to last")
+    network.add_argument(
+        "--atlas-rounds", type=int, help="surveys of all layers; as many as rounds unless given"
+    )
     network.set_defaults(work=one_network)
+    first = parts.add_parser("coverage", parents=[shared], help="is the first answer's interval right?")
+    first.add_argument("--plans", type=int, default=500, help="random plans of several layers")
+    first.add_argument("--orders", type=int, default=1000, help="orders of the pictures for every cell")
+    first.add_argument("--question", choices=QUESTIONS, default="remove")
+    first.set_defaults(work=intervals)
     session = parts.add_parser("memory", parents=[shared], help="what moved sliders leave behind")
     session.add_argument("--moves", type=int, default=memory.MOVES)
     session.set_defaults(work=moves)
+    parts.add_parser("attributions", parents=[shared], help="maps against Captum").set_defaults(work=maps)
     parts.add_parser("criteria", add_help=False, help="every criterion on one network")
     return top
 

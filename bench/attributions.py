@@ -5,7 +5,8 @@
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the app does, and before torch is loaded
+if __name__ == "__main__":  # not in the peers, which import this file
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the app does, and before torch is loaded
 
 import contextlib
 import copy

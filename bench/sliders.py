@@ -71,7 +71,9 @@ class Sliders:
                 self._note("warm", slider, self._against_peers(engine, slider, second, place + number))
             else:
                 self._note("warm", slider, timed(lambda: engine.exact(second)))  # noqa: B023
-            self._note("first answer", slider, timed(lambda: next(engine.answer(third))))  # noqa: B023
+            begun = timed(lambda: next(engine.answer(third)))  # noqa: B023
+            self._note("first answer", slider, begun)
+            self.first_images = begun[1].n
 
     def _against_peers(self, engine: WhatIf, slider: Slider, plan: Plan, turn: int) -> Taken:
         ask = partial(timed, partial(classes, engine, plan))

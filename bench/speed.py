@@ -15,16 +15,15 @@ from core import workers
 from core.cost import cost
 from core.precision import race
 from core.steps import Steps
-from core.strata import STRATA
-from core.whatif import CHUNK_MACS
+from core.whatif import WhatIf
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
-def measure(subject: Subject, peer: Peer, rounds: int) -> dict[str, Any]:
+def measure(engine: WhatIf, subject: Subject, peer: Peer, rounds: int) -> dict[str, Any]:
     """Images per second of both forms of the network, as a share of the largest rate of matrix products."""
     images, macs = subject.split.images, cost(subject.bundle.module, subject.example).macs
-    parts = images.split(int(min(max(CHUNK_MACS // macs, 1), STRATA)))
+    parts = images.split(engine.engine.chunk)
     (forms,) = workers.each(partial(race, subject.bundle.module), [parts[0]])
     contestants = {
         "fp32": partial(timed, partial(run, forms.exact, parts)),

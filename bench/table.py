@@ -33,7 +33,7 @@ def rows(results: dict[str, Any]) -> list[Row]:
     if maps := results.get("attributions"):
         found.append(
             Row(
-                "Attribution, 16 images x 6 methods",
+                f"Attribution, {maps['pictures']} images x {len(maps['methods'])} methods",
                 f"{maps['attribution_s']:.2f} s",
                 f"Captum called plainly: {maps['captum_s']:.2f} s",
                 times(maps["attribution_ratio"]),
@@ -60,13 +60,33 @@ def network_rows(found: dict[str, Any]) -> Iterable[Row]:
         plain,
         times(found["slider_ratio_first_touch"]),
     )
-    yield Row("first answer, with its interval", ms(found["first_answer_ms"]))
+    if found["first_images"] < found["images"]:
+        name = f"first answer, from {found['first_images']} images, with its interval"
+        yield Row(name, ms(found["first_answer_ms"]))
+    if "atlas_s" in found:
+        yield Row(
+            f"atlas, {found['atlas_cells']} cells",
+            f"{found['atlas_s']:.1f} s",
+            f"plain, {found['plain_threads']} threads: {found['naive_atlas_s']:.0f} s (scaled)",
+            times(found["atlas_ratio"]),
+        )
     if "removal_ms" in found:
         yield Row(
             "channels removed",
             ms(found["removal_ms"]),
             f"Torch-Pruning: {ms(found['torch_pruning_ms'])}",
             times(found["removal_ratio"]),
+        )
+    if "prediction_error" in found:
+        yield Row(
+            f"prediction, {found['prediction_plans']} random plans",
+            f"{found['prediction_error']:.1f} points off",
+            f"in its band: {found['prediction_in_band']:.0%}",
+        )
+        yield Row(
+            "prediction, one slider moved since the last measurement",
+            f"{found['prediction_error_one_move']:.1f} points off",
+            f"in its band: {found['prediction_in_band_one_move']:.0%}",
         )
     yield Row(
         "full forward, fp32",

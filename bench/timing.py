@@ -1,5 +1,6 @@
 """Contestants take turns; what they took is told in seconds of wall time."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -15,6 +16,11 @@ def timed(work: Callable[[], Any]) -> Taken:
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
+
+
+def say(what: str) -> None:
+    """Progress goes where no program reads."""
+    print(what, file=sys.stderr, flush=True)
 
 
 def turns(contestants: Contestants, first: int = 0) -> dict[str, Taken]:

@@ -3,6 +3,7 @@
 import json
 import os
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,14 +12,29 @@ from tiny import TinyResNet
 from torch import nn
 
 from bench import __main__ as command
-from bench import ceiling, machine, memory, removal, table
+from bench import atlas, ceiling, coverage, machine, memory, prediction, removal, table
 from bench.peers import Peers
+from bench.plans import random_plans
 from bench.process import PeerProcess
+from bench.settings import setting
 from bench.sliders import Agreement, Sliders, classes, fresh_plans, removed_filters, spread, summary
 from bench.subjects import SUBJECTS, Subject, settle, start
 from bench.timing import medians, turns
 from core.bundles import DatasetBundle, ModelBundle
 from core.plan import Plan
+from core.prediction import Anchor, Prediction
+from core.strata import Strata
+
+PROMISED = (
+    "slider_ratio",
+    "slider_ms",
+    "atlas_ratio",
+    "atlas_s",
+    "naive_atlas_s",
+    "ceiling_fraction",
+    "prediction_error",
+    "agreement_with_plain",
+)
 
 
 @pytest.fixture
@@ -129,6 +145,98 @@ def test_another_contestant_begins_every_round():
     assert begun[4:] == ["a", "b", "b", "a", "a", "b"]
 
 
+def test_a_survey_is_exact_and_finds_nothing_on_disk(subject, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNESCOPE_CACHE", str(tmp_path))
+    found = atlas.survey(subject)
+    assert not list(tmp_path.iterdir())
+    assert os.environ["PRUNESCOPE_CACHE"] == str(tmp_path)
+    assert found.atlas.exact
+    assert 0 < found.first_s <= found.s
+    engine = start(subject)
+    for row, column in ((0, 8), (3, 4)):
+        answer = engine.exact(found.atlas.plan(row, column))
+        assert int(found.atlas.hits[row, column]) == round(answer.accuracy * len(subject.split))
+
+
+def test_a_wrong_cell_is_found_out(subject):
+    found, sliders = atlas.survey(subject).atlas, start(subject).sliders("zero")
+    labels, peer = subject.split.labels, Neighbour(subject)
+    assert atlas.equal_cells(found, sliders, peer, labels, 4) == 4
+    found.hits[:] += 1
+    assert atlas.equal_cells(found, sliders, peer, labels, 4) == 0
+
+
+def test_the_plain_atlas_is_scaled_from_one_evaluation_per_layer():
+    cells = SimpleNamespace(hits=torch.zeros(19, 9))
+    surveys = [atlas.Survey(cells, 100, 1.0, seconds) for seconds in (4.0, 5.0, 60.0)]
+    found = atlas.summary(surveys, plain=[0.5, 1.5, 1.0], one_thread=[2.0])
+    assert (found["atlas_s"], found["naive_atlas_s"]) == (5.0, 171.0)
+    assert (found["atlas_ratio"], found["atlas_ratio_one_thread"]) == (34.2, 68.4)
+
+
+def test_predictions_are_held_against_what_is_measured(subject):
+    engine, known = start(subject), atlas.survey(subject).atlas
+    guesser, original = Prediction.of(known), Anchor(Plan("zero"), engine.original.accuracy)
+    cell = known.plan(2, 6)  # alone, it is predicted as it was measured
+    truth = engine.exact(cell).accuracy
+    assert prediction.guess(guesser, Anchor(cell, truth), original) == (pytest.approx(0, abs=1e-9), True)
+    assert prediction.guess(guesser, Anchor(cell, truth - 0.5), original) == (pytest.approx(0.5), False)
+    found = prediction.measure(engine, known, plans=3)
+    expected = [
+        abs(guesser.predict(plan, original)[0] - engine.exact(plan).accuracy)
+        for plan in random_plans(engine.sliders("zero"), 3, "zero")
+    ]
+    assert found["prediction_error"] == pytest.approx(100 * np.mean(expected))
+
+
+def test_random_plans_move_several_sliders_a_little_or_a_lot(subject):
+    sliders = start(subject).sliders("remove")
+    plans = random_plans(sliders, 100, "remove")
+    assert len(set(plans)) > 90
+    largest = [max(value for _, value in plan.sparsities) for plan in plans]
+    assert min(largest) < 0.1 < 0.7 < max(largest)
+    assert {len(plan.sparsities) for plan in plans} == set(range(2, len(sliders) + 1))
+
+
+def test_coverage_counts_the_orders_in_which_the_interval_holds_the_accuracy(subject):
+    labels, random = subject.split.labels, torch.Generator().manual_seed(0)
+    logits = torch.randn(len(labels), 4, generator=random)
+    right = torch.rand(3, len(labels), generator=random) < torch.tensor([[0.1], [0.5], [0.9]])
+    found = coverage.covered_in_orders(logits, labels, right, 6, orders=20)
+    for plan in range(3):
+        held = 0
+        for seed in range(20):
+            strata = Strata(logits, labels, seed)
+            low, high = strata.remaining(right[plan][strata.order][:6])
+            held += low <= right[plan].double().mean() <= high
+        assert found[plan].item() == pytest.approx(held / 20)
+
+
+def test_coverage_is_told_by_the_accuracy_lost():
+    def sample(exact: float, low: float, high: float) -> coverage.Sample:
+        return coverage.Sample(SimpleNamespace(remaining=(low, high)), SimpleNamespace(accuracy=exact))
+
+    samples = [sample(0.9, 0.8, 0.95), sample(0.895, 0.9, 1.0), sample(0.6, 0.5, 0.7)]
+    assert coverage.by_drop(samples, 0.9) == {"below 1": (0.5, 2), "20 to 100": (1, 1)}
+
+
+def test_coverage_is_measured_on_a_network(subject, monkeypatch, capsys):
+    monkeypatch.setitem(SUBJECTS, "resnet20", lambda: subject)
+    command.main(["coverage", "--plans", "3", "--orders", "2", "--question", "zero", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["cells"] == 9 * len(start(subject).sliders("zero"))
+    assert 0 <= found["worst_cell_coverage"] <= found["coverage_of_cells"] <= 1
+
+
+def test_a_setting_holds_inside_and_is_undone_outside(monkeypatch):
+    monkeypatch.setenv("PRUNESCOPE_CACHE", "before")
+    monkeypatch.delenv("PRUNESCOPE_NOTHING", raising=False)
+    with setting("PRUNESCOPE_CACHE", "inside"), setting("PRUNESCOPE_NOTHING", 1):
+        assert (os.environ["PRUNESCOPE_CACHE"], os.environ["PRUNESCOPE_NOTHING"]) == ("inside", "1")
+    assert os.environ["PRUNESCOPE_CACHE"] == "before"
+    assert "PRUNESCOPE_NOTHING" not in os.environ
+
+
 def test_a_peer_has_a_process_and_threads_of_its_own(subject, monkeypatch):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     monkeypatch.setenv("OMP_NUM_THREADS", str(cores + 1))
@@ -167,8 +275,9 @@ def test_a_whole_network_is_measured_and_told_in_json_and_as_a_table(subject, mo
     monkeypatch.setattr(ceiling, "FLOPS", 1e6)
     command.main(["whatif", "--rounds", "2", "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert {"slider_ratio", "slider_ms", "ceiling_fraction", "agreement_with_plain"} <= set(found)
+    assert set(PROMISED) <= set(found)
     assert found["agreement_with_plain"] == found["agreement_with_torch_pruning"] == 1
+    assert found["atlas_cells_equal"] == found["atlas_cells_checked"] > 0
     assert found["slider_ratio"] == pytest.approx(
         np.median([found["plain_ms"] / layer["ms"] for layer in found["layers"]])
     )
