@@ -89,14 +89,15 @@ def test_cells_that_are_not_known_predict_nothing():
 def test_on_a_trained_network_most_measured_plans_lie_in_the_band(trained):  # noqa: F811
     *_, atlas = trained.atlas("zero")
     prediction, names = Prediction.of(atlas), [slider.name for slider in trained.sliders("zero")]
-    random, inside, errors = Random(0), 0, []
+    random, inside, errors, changes = Random(0), 0, [], []
     for _ in range(30):
         some = random.sample(names, random.randint(0, len(names)))
         plan = Plan("zero", None, {name: random.choice((0.2, 0.4, 0.6)) * random.random() for name in some})
         target = plan.with_sparsity(random.choice(names), random.choice((0.4, 0.9)) * random.random())
-        found, (low, high) = prediction.predict(target, Anchor(plan, trained.exact(plan).accuracy))
-        measured = trained.exact(target).accuracy
+        before, measured = (trained.exact(each).accuracy for each in (plan, target))
+        found, (low, high) = prediction.predict(target, Anchor(plan, before))
         errors.append(abs(found - measured))
+        changes.append(abs(before - measured))
         inside += low <= measured <= high
     assert inside >= 24  # of 30, where nine of ten are promised: fewer has a chance below 5 %
-    assert sum(errors) / len(errors) < 0.1
+    assert sum(errors) < 0.8 * sum(changes)  # better than to guess that nothing changes

@@ -15,13 +15,14 @@ REFRESH_S = 0.1
 def watched(draw: Callable[[Progress], None]) -> Run:
     """A `Run` that calls `draw` now and then.
 
-    Drawing is where Streamlit stops a script that a newer request has overtaken: the exception
-    travels through the computation, which thereby ends.
+    Looking at the session is where Streamlit stops a script that a newer request has overtaken: the
+    exception travels through the computation, which thereby ends.
     """
     due = time.monotonic() + PATIENCE_S
 
     def report(progress: Progress) -> None:
         nonlocal due
+        _ = "state" in st.session_state
         if time.monotonic() > due:
             draw(progress)
             due = time.monotonic() + REFRESH_S
