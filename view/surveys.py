@@ -10,7 +10,7 @@ from core.plan import Plan
 from core.whatif import WhatIf
 from view import engine
 
-ENOUGH = 1000  # images that predictions rest on, where there are more
+ENOUGH = 400  # images, where there are more: adding up sliders errs by more than so few images do
 
 _POOL = ThreadPoolExecutor(1, "survey")  # one after the other, and only while nobody waits for other work
 
@@ -19,13 +19,13 @@ class Survey:
     """An atlas that becomes finer while it is used."""
 
     def __init__(self, whatif: WhatIf, about: Plan) -> None:
-        self.latest: Atlas | None = None
+        self.latest: Atlas | None = None  # of which every cell is known
         self._work = _POOL.submit(self._make, whatif, about)
 
     def _make(self, whatif: WhatIf, about: Plan) -> None:
         with workers.background():
             for atlas in whatif.atlas(about.question, about.criterion):
-                self.latest = atlas
+                self.latest = atlas if atlas.complete else None
                 if ENOUGH <= atlas.n < whatif.original.n:
                     return
 
