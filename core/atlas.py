@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -57,6 +57,18 @@ class Atlas:
     def change(self) -> Tensor:
         """(S, G) float64: accuracy less that of the untouched network on the same images."""
         return self.accuracy - self.original_hits / max(self.n, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "question": self.question,
+            "criterion": self.criterion.to_dict(),
+            "n": self.n,
+            "exact": self.exact,
+            "original_accuracy": self.original_hits / max(self.n, 1),
+            "sparsities": list(self.sparsities),
+            "accuracy": dict(zip(self.sliders, self.accuracy.tolist(), strict=True)),
+        }
 
     def plan(self, slider: int, level: int) -> Plan:
         """The plan of one cell."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch takes seconds to load, and `--help` needs none of it
+    from core.atlas import Atlas
     from core.evaluation import Evaluation
     from core.realised import Realised
     from core.run import Run
@@ -96,6 +97,17 @@ def print_latency(found: "Realised") -> None:
         print(f"  {row.name:12}{row.macs:>16,} MACs{row.median_ms:>10.2f} ms  {spread}")
     if found.why:
         print(f"  {found.why}")
+
+
+def print_atlas(found: "Atlas") -> None:
+    """One line per slider, one column per sparsity: points of accuracy gained or lost."""
+    print(
+        f"  original {found.original_hits / max(found.n, 1):.1%}; points lost or gained by one slider alone"
+    )
+    width = max(map(len, found.sliders), default=0)
+    print(f"  {'':{width}}" + "".join(f"{sparsity:>8.0%}" for sparsity in found.sparsities))
+    for name, row in zip(found.sliders, found.change.tolist(), strict=True):
+        print(f"  {name:{width}}" + "".join(f"{100 * change:>+8.1f}" for change in row))
 
 
 def say(text: str) -> None:

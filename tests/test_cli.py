@@ -471,3 +471,35 @@ def test_data_can_be_made_before_they_are_needed(tmp_path):
     bundle = DATASETS["cluttered-digits"]().load()
     assert (report["train"], report["test"]) == (len(bundle.train), len(bundle.test))
     assert list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------- atlas
+
+
+def test_the_atlas_holds_what_compressing_one_layer_alone_gives(capsys, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNESCOPE_CACHE", str(tmp_path))
+    named = ["mlp:hidden=16,depth=1", "--data", "digits", "--weights", weights]
+    found = call(capsys, "atlas", *named, "--question", "weights")
+    assert found["exact"]
+    original = call(capsys, "evaluate", *named)
+    assert found["original_accuracy"] == pytest.approx(original["accuracy"])
+    assert found["n"] == original["n"]
+    layer, accuracies = next(iter(found["accuracy"].items()))
+    for level in (2, 8):
+        recipe = tmp_path / "recipe.json"
+        step = {"method": "prune-weights", "sparsity": 0.0, "layers": {layer: found["sparsities"][level]}}
+        recipe.write_text(json.dumps({"format": 1, "seed": 0, "steps": [step]}))
+        alone = call(capsys, "run", named[0], recipe, *named[1:])
+        assert accuracies[level] == pytest.approx(alone["after"]["accuracy"])
+
+
+def test_the_atlas_in_words_has_a_line_for_every_slider(capsys, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNESCOPE_CACHE", str(tmp_path))
+    words = ["atlas", "mlp:hidden=16,depth=1", "--data", "digits", "--weights", str(weights)]
+    assert cli.main([*words, "--question", "zero"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("mlp on digits, test, n = ")
+    assert out[2].split() == [f"{10 * level}%" for level in range(1, 10)]
+    assert len(out) == 4
+    assert cli.main([*words, "--question", "zeros"]) == 2
+    assert "zeros" in capsys.readouterr().err
