@@ -72,6 +72,9 @@ def opened(visit, address: str, **options):
 
 def test_a_dragged_bar_ends_in_the_numbers_that_the_engine_gives(server, visit, engine):
     page = opened(visit, f"{server.address}/prune")
+    page.wait_for_function(  # until the first pictures of the atlas are known
+        "() => JSON.parse(document.querySelector('[data-facts]').dataset.facts).prediction", polling=200
+    )
     width = engine.sliders("remove")[9].width
     x, y, height = take(page, 9)
     for percent in (10, 25, 40):
