@@ -1,4 +1,4 @@
-"""The front door: which pages exist, in which order."""
+"""The front door: one page, inside the frame."""
 
 import os
 
@@ -11,11 +11,7 @@ from view import frame
 st.set_page_config("Prunescope", "assets/icon.png", layout="wide", initial_sidebar_state="collapsed")
 
 page = st.navigation(
-    [
-        st.Page("pages/start.py", title="Start", default=True),
-        st.Page("pages/prune.py", title="Prune"),
-        st.Page("pages/attributions.py", title="Attributions"),
-    ],
+    [st.Page(path, title=title, default=title == "Start") for title, path in frame.PAGES.items()],
     position="hidden",  # the frame draws links that carry the state
 )
 

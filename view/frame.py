@@ -1,4 +1,4 @@
-"""What surrounds every page: where you are, and the three nouns model, plan and image."""
+"""What surrounds every page: which pages exist, where you are, and the nouns model, plan and image."""
 
 import contextlib
 import runpy
@@ -17,7 +17,12 @@ from view import state as states
 from view.url import Nouns, to_query
 
 ROOT = Path(__file__).parent.parent
-PAGES = {"Start": "pages/start.py", "Prune": "pages/prune.py", "Attributions": "pages/attributions.py"}
+PAGES = {
+    "Start": "pages/start.py",
+    "Prune": "pages/prune.py",
+    "Attributions": "pages/attributions.py",
+    "Trade-offs": "pages/tradeoffs.py",
+}
 _inside: ContextVar[bool] = ContextVar("inside", default=False)
 
 

@@ -25,7 +25,6 @@ from view import state as states
 from view.engine import Scene
 
 KEY = "live.bars"
-POLL_S = 0.05  # at most so long does a newer request wait for a script that waits for an atlas
 FOLDER = Path(__file__).parent.parent / "assets" / "live"
 
 
@@ -109,12 +108,14 @@ def facts(scene: Scene, answer: Answer) -> str:
 
 
 def predict(scene: Scene, answer: Answer, told: DeltaGenerator) -> None:
-    """Tell the bars all that predictions rest on, until it is as much as it will be."""
-    survey = surveys.survey(scene.key, _empty(scene.plan))
-    finished = False
-    while not finished:
-        finished = survey.finished(POLL_S)
-        told.html(facts(scene, answer))  # here Streamlit stops a script that a newer request has overtaken
+    """Tell the bars all that predictions rest on, again while it grows."""
+    survey = surveys.survey(scene.key, scene.plan)
+
+    @surveys.watching(survey)
+    def tell() -> None:
+        told.html(facts(scene, answer))
+
+    tell()
 
 
 def token(scene: Scene) -> str:
@@ -175,7 +176,7 @@ def _commit(scene: Scene) -> None:
 
 def _prediction(scene: Scene, answer: Answer) -> dict[str, Any] | None:
     """What the browser predicts with, from `answer` on; None until there is an atlas."""
-    atlas = surveys.survey(scene.key, _empty(scene.plan)).latest
+    atlas = surveys.survey(scene.key, scene.plan).complete
     return atlas and Prediction.of(atlas).to_dict(Anchor(answer.plan, answer.accuracy))
 
 

@@ -1,43 +1,68 @@
-"""Atlases made in the background for predictions: one for each network, question and criterion."""
+"""Atlases made in the background: one for each network, question and criterion, for all readers."""
 
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable
+from dataclasses import replace
 
 import streamlit as st
 
-from core import workers
-from core.atlas import Atlas
 from core.plan import Plan
-from core.whatif import WhatIf
+from core.survey import Survey
 from view import engine
+from view import state as states
+from view.charts import percent
 
-ENOUGH = 400  # images, where there are more: adding up sliders errs by more than so few images do
+ENOUGH = 400  # images for predictions: adding up sliders errs by more than so few images do
+POLL_S = 1.5  # between two looks at a survey that runs
 
-_POOL = ThreadPoolExecutor(1, "survey")  # one after the other, and only while nobody waits for other work
+
+def survey(key: str, plan: Plan) -> Survey:
+    """The survey of a network for the question and criterion of `plan`; begun when first asked for."""
+    return _holder(key, replace(plan, sparsities=()))[0]
 
 
-class Survey:
-    """An atlas that becomes finer while it is used."""
+def again(key: str, plan: Plan) -> None:
+    """Begin anew where it was stopped."""
+    states.act()
+    about = replace(plan, sparsities=())
+    _holder(key, about)[0] = _begin(key, about)
 
-    def __init__(self, whatif: WhatIf, about: Plan) -> None:
-        self.latest: Atlas | None = None  # of which every cell is known
-        self._work = _POOL.submit(self._make, whatif, about)
 
-    def _make(self, whatif: WhatIf, about: Plan) -> None:
-        with workers.background():
-            for atlas in whatif.atlas(about.question, about.criterion):
-                self.latest = atlas if atlas.complete else None
-                if ENOUGH <= atlas.n < whatif.original.n:
-                    return
+def watching(survey: Survey) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Decorator of a part of a page that is drawn again now and then while `survey` runs."""
+    running = survey.running
 
-    def finished(self, seconds: float) -> bool:
-        """Whether it is as fine as it will be, waiting at most so long; what went wrong is raised here."""
-        if not wait([self._work], seconds).done:
-            return False
-        self._work.result()
-        return True
+    def decorate(draw: Callable[[], None]) -> Callable[[], None]:
+        @st.fragment(run_every=POLL_S if running else None)
+        def drawn() -> None:
+            over = running and not survey.running
+            draw()
+            if over:
+                st.rerun()  # without the clock
+
+        return drawn
+
+    return decorate
+
+
+def status(survey: Survey, whole: int) -> str:
+    """How far it is, as HTML."""
+    if survey.problem:
+        words = str(survey.problem)
+    elif survey.atlas is None:
+        words = "Measuring the first pictures"
+    elif survey.atlas.exact:
+        words = f"exact on all {whole:,} test pictures"
+    else:
+        words = f"on {survey.atlas.n:,} of {whole:,} test pictures"
+        words += f", {percent(survey.fraction, 0)} done" if survey.running else ", stopped"
+    return f'<div class="ps-status" role="status">{words}</div>'
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
-def survey(key: str, about: Plan) -> Survey:
-    """The survey of a network for the question and criterion of `about`; begun when first asked for."""
-    return Survey(engine.whatif(key), about)
+def _holder(key: str, about: Plan) -> list[Survey]:
+    return [_begin(key, about)]
+
+
+def _begin(key: str, about: Plan) -> Survey:
+    found = engine.whatif(key)
+    return Survey(lambda run: found.atlas(about.question, about.criterion, run), pause=ENOUGH)

@@ -11,6 +11,7 @@ PAGES = {
     "/": "Four things to try",
     "/prune": "What do I lose",
     "/attributions": "Same answer, same reason",
+    "/tradeoffs": "Where is the cliff",
 }
 SIZES = {"phone": (390, 844), "laptop": (1366, 768), "large": (2560, 1440), "zoomed": (683, 384)}
 
