@@ -7,7 +7,7 @@ from bench.sliders import QUESTION, fresh_plans, spread
 from bench.subjects import Subject, start
 from bench.timing import timed
 
-LAYERS = 5
+LAYERS = 3
 
 
 def measure(subject: Subject, rounds: int) -> dict[str, Any]:

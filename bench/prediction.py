@@ -12,7 +12,7 @@ from core.plan import Plan
 from core.prediction import Anchor, Prediction
 from core.whatif import WhatIf
 
-PLANS = 30
+PLANS = 25
 Guess = tuple[float, bool]  # distance from the measured accuracy; whether that lay in the band
 
 

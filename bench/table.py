@@ -63,6 +63,8 @@ def network_rows(found: dict[str, Any]) -> Iterable[Row]:
     if found["first_images"] < found["images"]:
         name = f"first answer, from {found['first_images']} images, with its interval"
         yield Row(name, ms(found["first_answer_ms"]))
+    if found["precision"] != "fp32":
+        yield Row("of the slider, close calls run again in float32", ms(found["recheck_ms"]))
     if "atlas_s" in found:
         yield Row(
             f"atlas, {found['atlas_cells']} cells",

@@ -10,7 +10,7 @@ from bench.subjects import Subject, start
 from bench.timing import say, timed
 from core.whatif import WhatIf
 
-CHECKED = 5  # plans of several layers, and cells of the atlas, that the plain way works out too
+CHECKED = 3  # plans of several layers, and cells of the atlas, that the plain way works out too
 
 
 def measure(

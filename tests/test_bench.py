@@ -17,7 +17,7 @@ from bench.peers import Peers
 from bench.plans import random_plans
 from bench.process import PeerProcess
 from bench.settings import setting
-from bench.sliders import Agreement, Sliders, classes, fresh_plans, removed_filters, spread, summary
+from bench.sliders import Agreement, Sliders, classes, fresh_plans, release, removed_filters, spread, summary
 from bench.subjects import SUBJECTS, Subject, settle, start
 from bench.timing import medians, turns
 from core.bundles import DatasetBundle, ModelBundle
@@ -86,6 +86,16 @@ def test_a_wrong_answer_lowers_the_agreement_by_one_picture_per_plan(subject):
         assert found.agreement.share == 1 - wrong / len(subject.split)
 
 
+def test_a_release_waits_for_the_exact_answer_and_tells_when_the_first_came(subject):
+    engine = start(subject)
+    plan = Plan("zero", None, {"layer1.0.conv1": 0.5})
+    found = release(engine, plan)
+    assert (found.classes == engine.exact(plan).logits.argmax(1).numpy()).all()
+    assert 0 < found.first_s <= found.seconds
+    assert 0 <= found.recheck_s < found.seconds
+    assert 0 < found.first_images <= len(subject.split)
+
+
 def test_agreement_without_plans_is_not_claimed():
     assert np.isnan(Agreement().share)
 
@@ -96,7 +106,7 @@ def test_every_layer_meets_the_peers_once_and_our_engine_every_round(subject):
     for number in range(2):
         found.round(start(subject), number, 2)
     assert found.agreement.plans == len(found.plain["plain"]) == len(found.chosen)
-    for kind in ("first touch", "warm", "first answer"):
+    for kind in ("first touch", "warm", "first answer", "recheck"):
         assert {name: len(taken) for name, taken in found.ours[kind].items()} == {
             slider.name: 2 for slider in found.chosen
         }
@@ -108,6 +118,7 @@ def test_ratios_are_ratios_of_medians():
         "warm": {"a": quick, "b": slow, "c": quick},
         "first touch": {"a": slow, "b": slow, "c": slow},
         "first answer": {"a": quick, "b": quick, "c": quick},
+        "recheck": {"a": quick, "b": quick, "c": quick},
     }
     found = summary(ours, {"plain": [0.9, 1.0, 7.0], "one thread": [2.0]})
     assert found["slider_ms"] == pytest.approx(10)
