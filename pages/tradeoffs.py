@@ -32,8 +32,8 @@ def press() -> None:
 @surveys.watching(survey)
 def atlas() -> None:
     """The newest atlas, drawn again while it grows."""
-    if states.state().nouns.plan != drawn:  # a cell was pressed: the frame must follow
-        st.rerun(scope="app")
+    if states.state().nouns.plan != drawn or surveys.survey(scene.key, scene.plan) is not survey:
+        st.rerun(scope="app")  # a cell was pressed, or the survey begun again: the whole page must follow
     with st.container(horizontal=True, vertical_alignment="center", key="survey"):
         st.html(surveys.status(survey, len(scene.split)), width="content")
         if survey.running:
