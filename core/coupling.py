@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,7 @@ OTHERS_WORK = "silencing and zeroing filters work"
 CACHED = 32  # answers about architectures that are remembered
 
 _cache: OrderedDict[Any, Any] = OrderedDict()
+_signatures: WeakKeyDictionary[nn.Module, tuple[list, tuple]] = WeakKeyDictionary()
 _cache_lock = threading.Lock()
 
 
@@ -124,7 +126,27 @@ def _analyse(network: nn.Module, example: Tensor) -> tuple[Group, ...]:
 
 
 def _signature(model: nn.Module) -> tuple:
-    """What decides the groups: every module's class, settings and parameter shapes; not its values."""
+    """What decides the groups; looked up again only where modules or shapes have changed since."""
+    state = [
+        (
+            id(module),
+            *(
+                value.shape
+                for value in (*module._parameters.values(), *module._buffers.values())
+                if value is not None
+            ),
+        )
+        for module in model.modules()
+    ]
+    known, found = _signatures.get(model, (None, ()))
+    if known != state:
+        found = _outline(model)
+        _signatures[model] = state, found
+    return found
+
+
+def _outline(model: nn.Module) -> tuple:
+    """Every module's class, settings and parameter shapes; not its values."""
     simple = (bool, int, float, str, tuple, FunctionType, type(None))
     return tuple(
         (
