@@ -16,9 +16,8 @@ from view import state as states
 from view.progress import watched
 
 scene = engine.scene()
-before = states.state().kept.get("answer")
-if before and before[0] == scene.key:  # keep the last number, dimmed, while the new one is computed
-    cards.html(charts.cards(results.cards(scene, before[1]), dim=True))
+stale = results.last(scene)
+cards.html(charts.cards(stale))
 controls.presets(scene)
 
 asks, shows = st.columns([6, 5], gap="large")
@@ -34,8 +33,7 @@ if plain:
     right.html(charts.bars(results.bars(scene, by), by))
 else:
     told = live.bars(scene, by)
-    last = before[1] if before and before[0] == scene.key else scene.whatif.original
-    told.html(live.facts(scene, last))
+    told.html(live.facts(scene, results.measured(scene) or scene.whatif.original))
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
     st.button("Measure latency", icon=":material/timer:", on_click=latency.measure, args=(scene,))
@@ -57,9 +55,9 @@ for answer in scene.whatif.answer(scene.plan, run):
     if not plain:
         told.html(live.facts(scene, answer))
     head.html(charts.heading(QUESTION, results.status(answer)))
-    cards.html(charts.cards(results.cards(scene, answer)))  # last: it takes time to find out the costs
-    if answer.exact:
-        with flipped:
-            gallery.flips(scene, answer)
+    cards.html(charts.cards([results.accuracy(answer), *stale[1:]]))
+cards.html(charts.cards([results.accuracy(answer), *results.costs(scene, scene.plan)]))
+with flipped:
+    gallery.flips(scene, answer)
 if not plain:
     live.predict(scene, answer, told)

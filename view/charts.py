@@ -28,18 +28,20 @@ class Card:
     tone: Tone = "grey"  # of the change
     notes: tuple[str, ...] = ()
     help: str = ""
+    dim: bool = False  # a newer number is on its way
 
 
-def cards(shown: Sequence[Card], *, dim: bool = False) -> str:
-    """Cards side by side; `dim` while a newer number is on its way."""
-    return f'<div class="ps-cards{" ps-dim" if dim else ""}">{"".join(map(_card, shown))}</div>'
+def cards(shown: Sequence[Card]) -> str:
+    """Cards side by side."""
+    return f'<div class="ps-cards">{"".join(map(_card, shown))}</div>'
 
 
 def _card(card: Card) -> str:
     change = f'<div class="d ps-{card.tone or "grey"}">{escape(card.change)}</div>' if card.change else ""
     notes = "".join(f'<div class="n">{escape(note)}</div>' for note in card.notes)
+    dim = " ps-dim" if card.dim else ""
     return (
-        f'<div class="ps-card" title="{escape(card.help)}"><div class="l">{escape(card.label)}</div>'
+        f'<div class="ps-card{dim}" title="{escape(card.help)}"><div class="l">{escape(card.label)}</div>'
         f'<div class="v">{escape(card.value)}</div>{change}{notes}</div>'
     )
 

@@ -1,49 +1,27 @@
 """What pruning costs and saves, as the Prune page shows it."""
 
+from dataclasses import replace
+
 import pandas as pd
 import streamlit as st
 
+from core.cost import Cost
 from core.evaluation import Evaluation
+from core.plan import Plan
 from core.whatif import Answer, Slider
 from view import charts, latency
+from view import state as states
 from view.charts import Bar, Card
 from view.engine import Scene
 
 
-def cards(scene: Scene, answer: Answer) -> list[Card]:
-    """Accuracy, weights, MACs and bytes of `answer` beside the original's."""
-    before, help = scene.whatif.original, {name: m.help for name, m in Evaluation.metrics().items()}
-    cost, was = answer.cost, before.cost
-    return [
-        _accuracy(scene, answer),
-        Card(
-            "Weights",
-            charts.count(cost.nonzero_parameters),
-            _relative(cost.nonzero_parameters, was.nonzero_parameters),
-            notes=(f"stored {charts.count(cost.parameters)}", f"sparsity {charts.percent(cost.sparsity)}"),
-            help=help["nonzero_parameters"],
-        ),
-        Card(
-            "MACs per picture",
-            charts.count(cost.macs),
-            _relative(cost.macs, was.macs),
-            notes=_macs(scene, answer),
-            help=help["macs"],
-        ),
-        Card(
-            "File",
-            charts.size(cost.size_bytes),
-            _relative(cost.size_bytes, was.size_bytes),
-            notes=(f"zipped {charts.size(cost.zipped_bytes)}", f"was {charts.size(was.zipped_bytes)} zipped"),
-            help=help["size_bytes"],
-        ),
-        latency.card(scene),
-    ]
-
-
-def _accuracy(scene: Scene, answer: Answer) -> Card:
+def accuracy(answer: Answer) -> Card:
+    """What is right of the pictures looked at so far, and how that changed."""
     low, high = answer.interval
-    notes = [f"95 % {charts.span(answer.interval)}, n = {answer.n:,}"]
+    if answer.exact:
+        notes = [f"95 % {charts.span(answer.interval)}, n = {answer.n:,}"]
+    else:
+        notes = [f"all pictures: 95 % {charts.span(answer.remaining)}", f"so far n = {answer.n:,}"]
     if low <= answer.chance <= high:
         notes.append(f"chance ({charts.percent(answer.chance)})")
     return Card(
@@ -57,14 +35,55 @@ def _accuracy(scene: Scene, answer: Answer) -> Card:
     )
 
 
-def _macs(scene: Scene, answer: Answer) -> tuple[str, ...]:
-    was = charts.count(scene.whatif.original.cost.macs)
-    if scene.plan.question == "remove":
-        return (f"realised: channels are gone (was {was})",)
-    return (
-        f"stored; zeros skipped: {charts.count(answer.cost.theoretical_macs)} in theory",
-        "as slow as before",
-    )
+def costs(scene: Scene, plan: Plan) -> list[Card]:
+    """Weights, MACs, bytes and time of what `plan` leaves, beside the original's."""
+    help = {name: metric.help for name, metric in Evaluation.metrics().items()}
+    cost, was = scene.whatif.cost(plan), scene.whatif.original.cost
+    return [
+        Card(
+            "Weights",
+            charts.count(cost.nonzero_parameters),
+            _relative(cost.nonzero_parameters, was.nonzero_parameters),
+            notes=(f"stored {charts.count(cost.parameters)}", f"sparsity {charts.percent(cost.sparsity)}"),
+            help=help["nonzero_parameters"],
+        ),
+        Card(
+            "MACs per picture",
+            charts.count(cost.macs),
+            _relative(cost.macs, was.macs),
+            notes=_macs(plan, cost, was),
+            help=help["macs"],
+        ),
+        Card(
+            "File",
+            charts.size(cost.size_bytes),
+            _relative(cost.size_bytes, was.size_bytes),
+            notes=(f"zipped {charts.size(cost.zipped_bytes)}", f"was {charts.size(was.zipped_bytes)} zipped"),
+            help=help["size_bytes"],
+        ),
+        latency.card(scene),
+    ]
+
+
+def last(scene: Scene) -> list[Card]:
+    """The cards of the plan measured last, dimmed, while those of the present one are worked out."""
+    answer = measured(scene)
+    if answer is None:
+        labels = ("Accuracy", "Weights", "MACs per picture", "File", "Latency")
+        return [Card(label, "...", dim=True) for label in labels]
+    return [replace(card, dim=True) for card in (accuracy(answer), *costs(scene, answer.plan))]
+
+
+def measured(scene: Scene) -> Answer | None:
+    """The last answer about this network, whatever its plan."""
+    key, answer = states.state().kept.get("answer") or ("", None)
+    return answer if key == scene.key else None
+
+
+def _macs(plan: Plan, cost: Cost, was: Cost) -> tuple[str, ...]:
+    if plan.question == "remove":
+        return (f"realised: channels are gone (was {charts.count(was.macs)})",)
+    return (f"stored; zeros skipped: {charts.count(cost.theoretical_macs)} in theory", "as slow as before")
 
 
 def _relative(now: float, before: float) -> str:

@@ -19,7 +19,7 @@ def settled(page):
 
 def cards(page) -> dict[str, str]:
     """Label -> all text of each card."""
-    page.wait_for_selector(".ps-cards:not(.ps-dim) .ps-card")
+    page.wait_for_selector(".ps-cards:not(:has(.ps-dim)) .ps-card")
     texts = page.locator(".ps-cards .ps-card").all_inner_texts()
     return {text.split("\n")[0]: text for text in texts}
 
