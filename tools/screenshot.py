@@ -32,6 +32,7 @@ PICTURES = {
     "prune": (PLAN, "light"),
     "prune-dark": (PLAN, "dark"),
     "attributions": (PLAN.replace("prune", "attributions", 1), "light"),
+    "tradeoffs": ("/tradeoffs", "light"),
 }
 
 
