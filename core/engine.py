@@ -188,7 +188,8 @@ class Engine:
         def run(part: Tensor) -> Tensor:
             return exact.finish(exact.enter(self._images(part)), 0, changed)
 
-        return torch.cat(list(workers.each(run, places.split(self.chunk))))
+        size = min(self.chunk, -(-len(places) // workers.COUNT))  # a part for every worker
+        return torch.cat(list(workers.each(run, places.split(size))))
 
     def _enter(self, chunk: int) -> Any:
         return self._forms.fast.enter(self._images(slice(chunk * self.chunk, (chunk + 1) * self.chunk)))

@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from core.errors import UnsupportedModelError
 from core.kernels import Activation, Geometry, Kernel, activation_of
 from core.layers import PRUNABLE, ChannelShortcut, private_copy
-from core.steps import Call, Convolution, Step, Steps
+from core.steps import Call, Convolution, Shortcut, Step, Steps
 from core.tracing import trace
 
 _LEAVES = (*PRUNABLE, _BatchNorm, ChannelShortcut)  # one step each, whoever wrote their class
@@ -153,6 +153,8 @@ class _Assembly:
             module = self._module(node)
             modules = () if module is None else (node.target,)
             shared = (node.name, reads, modules, frees, float32)
+            if isinstance(module, ChannelShortcut):
+                return Shortcut(*shared, module)
             return Call(*shared, module or _function(node), node.args, node.kwargs)
         chain = self._chains[node]
         parts = [chain.convolution] if chain.norm is None else [chain.convolution, chain.norm]

@@ -14,7 +14,8 @@ from core.bundles import MODELS
 from core.errors import UnsupportedModelError
 from core.fusion import fuse
 from core.kernels import Fused, Geometry, Plain, activation_of, fused_works
-from core.steps import Call, Convolution, whole
+from core.layers import ChannelShortcut
+from core.steps import Call, Convolution, Shortcut, whole
 
 ACTIVATIONS = [
     (nn.ReLU(), F.relu),
@@ -221,6 +222,19 @@ def test_masked_steps_are_the_masked_network(name, seed):
     again = whole(model)
     changed = {index: again.steps[index].masked(here) for index, here in again.touched(masks).items()}
     assert close(again.finish(again.enter(images), 0, changed), masked(images))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_a_shortcut_copies_what_its_module_picks(stride):
+    sources = ([-1, -1, 0, 1, 2, -1], [2, 0, 1, 1, -1, 2], [-1] * 6, [0, 1, 2, -1, 2, -1])
+    for source in map(torch.tensor, sources):
+        module = ChannelShortcut(source, stride)
+        step = Shortcut("s", ("x",), ("shortcut",), (), False, module)
+        x = torch.randn(2, 3, 7, 8).to(memory_format=torch.channels_last)
+        assert torch.equal(step.run({"x": x}, set()), module(x))
+        keep = torch.tensor([True, True, False, True, True, False])
+        masked = step.masked({("shortcut", "source"): keep})
+        assert torch.equal(masked.run({"x": x}, set()), module(x) * keep.view(1, -1, 1, 1))
 
 
 def test_a_layer_that_is_used_twice_changes_both_of_its_steps():
