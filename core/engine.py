@@ -24,7 +24,8 @@ from core.run import Run
 from core.steps import Step
 from core.strata import Strata
 
-PREFIX_BYTES = 400 << 20  # activations that are remembered
+PREFIX_BYTES = 400 << 20  # activations that are remembered, at most
+PREFIX_SHARE = 8  # and so many times what the images themselves take in float32: a few layers' worth
 STEPS_BYTES = 128 << 20  # weights of changed steps, laid out for the processor, that are remembered
 RECENT = 16  # paths that a new one is compared with
 CALIBRATION = 200  # images on which the error of less precision is looked at first
@@ -66,7 +67,7 @@ class Engine:
         self.classes = classes
         self._module = module
         self._split = split
-        self._prefixes = PrefixMemory(PREFIX_BYTES)
+        self._prefixes = PrefixMemory(min(PREFIX_BYTES, PREFIX_SHARE * 4 * split.pixels.numel()))
         self._steps: Memory[Step] = Memory(STEPS_BYTES, lambda step: step.size_bytes)
         self._recent: deque[Path] = deque(maxlen=RECENT)
         self._lock = threading.Lock()
