@@ -12,10 +12,9 @@ MOVES = 200
 
 
 def measure(subject: Subject, moves: int = MOVES, question: str = "remove") -> dict[str, Any]:
-    """Growth of this process in MB over so many moves, each until it is exact; and over the last half."""
-    engine = start(subject)
-    sizes = [machine.resident_bytes()]
-    for plan in random_moves(engine, moves, question):
+    """Growth of this process in MB from the first answer on, over so many moves; and over the last half."""
+    engine, sizes = start(subject), []
+    for plan in random_moves(engine, moves + 1, question):
         engine.exact(plan)
         sizes.append(machine.resident_bytes())
     return {

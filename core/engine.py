@@ -25,8 +25,8 @@ from core.steps import Step
 from core.strata import Strata
 
 PREFIX_BYTES = 400 << 20  # activations that are remembered, at most
-PREFIX_SHARE = 8  # and so many times what the images themselves take in float32: a few layers' worth
-STEPS_BYTES = 128 << 20  # weights of changed steps, laid out for the processor, that are remembered
+PREFIX_SHARE = 4  # and so many times what the images themselves take in float32: a few layers' worth
+STEPS_BYTES = 16 << 20  # weights of changed steps, laid out for the processor, that are remembered
 RECENT = 16  # paths that a new one is compared with
 CALIBRATION = 200  # images on which the error of less precision is looked at first
 TOGETHER = 20  # chunks whose activations are held at a time while many routes are run
@@ -184,13 +184,18 @@ class Engine:
         """Float32 logits (M, K) of the images at `places` (M,)."""
         exact = self._forms.exact
         changed = {index: exact.steps[index].masked(masks) for index, masks in route.masks.items()}
+        size = min(self.chunk, -(-len(places) // workers.COUNT))  # a part for every worker
 
         @torch.inference_mode()
         def run(part: Tensor) -> Tensor:
-            return exact.finish(exact.enter(self._images(part)), 0, changed)
+            filled = torch.cat([part, part[-1:].expand(self._batch(len(part)) - len(part))])
+            return exact.finish(exact.enter(self._images(filled)), 0, changed)[: len(part)]
 
-        size = min(self.chunk, -(-len(places) // workers.COUNT))  # a part for every worker
         return torch.cat(list(workers.each(run, places.split(size))))
+
+    def _batch(self, count: int) -> int:
+        """The least power of two that holds `count` images, or a chunk: every size has kernels of its own."""
+        return min(self.chunk, 1 << (count - 1).bit_length())
 
     def _enter(self, chunk: int) -> Any:
         return self._forms.fast.enter(self._images(slice(chunk * self.chunk, (chunk + 1) * self.chunk)))
