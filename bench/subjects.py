@@ -1,8 +1,9 @@
 """The networks and pictures that are measured: published ones where they are at hand, else shipped ones."""
 
+import copy
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -67,6 +68,7 @@ def mobilenetv2(images: int | None = 64) -> Subject:
     file, data = SHARED / "weights" / "imagenet_mobilenet_v2.npz", _imagenet()
     if data is not None and file.is_file():
         bundle = load_model(architecture, data, file)
+        bundle = replace(bundle, module=untie(bundle.module))
         return _subject("MobileNetV2 (ImageNet weights) on 224 x 224", bundle, data, images)
     torch.manual_seed(0)
     data = _noise(images or 390, side=224, classes=1000)
@@ -103,6 +105,18 @@ def settle(network: nn.Module, split: Split) -> nn.Module:
         head.weight *= 10 / logits.std(0).mean()
         head.bias -= network(images).mean(0)
     return network.requires_grad_(False)
+
+
+def untie(network: nn.Module) -> nn.Module:
+    """A copy in which filters that weigh the same, as 8-bit weights often do, differ by a ten-thousandth.
+
+    Which of two equal filters goes is arbitrary, and other ways choose otherwise than ours.
+    """
+    network, random = copy.deepcopy(network), torch.Generator().manual_seed(0)
+    for layer in prunable(network).values():
+        shape = (-1, *[1] * (layer.weight.dim() - 1))
+        layer.weight *= 1 + 1e-4 * torch.rand(len(layer.weight), generator=random).view(shape)
+    return network
 
 
 def _subject(title: str, bundle: ModelBundle, data: DatasetBundle, images: int | None) -> Subject:

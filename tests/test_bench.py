@@ -18,7 +18,7 @@ from bench.plans import random_plans
 from bench.process import PeerProcess
 from bench.settings import setting
 from bench.sliders import Agreement, Sliders, classes, fresh_plans, release, removed_filters, spread, summary
-from bench.subjects import SUBJECTS, Subject, settle, start
+from bench.subjects import SUBJECTS, Subject, settle, start, untie
 from bench.timing import medians, turns
 from core.bundles import DatasetBundle, ModelBundle
 from core.plan import Plan
@@ -333,6 +333,15 @@ def test_a_random_network_is_settled_so_that_its_answers_differ(tiny_data):
     torch.testing.assert_close(logits.mean(0), torch.zeros(4), atol=1e-3, rtol=0)
     assert len(logits.argmax(1).unique()) > 1
     assert logits.std(0).mean() == pytest.approx(10, rel=0.01)
+
+
+def test_equal_filters_are_told_apart_without_a_change_that_matters():
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6, 4)).requires_grad_(False)
+    network[0].weight[:] = network[0].weight[:1]
+    untied = untie(network)[0].weight
+    assert len(untied.flatten(1).norm(dim=1).unique()) == 6
+    assert len(network[0].weight.flatten(1).norm(dim=1).unique()) == 1
+    torch.testing.assert_close(untied, network[0].weight, rtol=2e-4, atol=0)
 
 
 def test_the_machine_is_described_with_its_settings(monkeypatch):
