@@ -119,9 +119,8 @@ class Calls:
     def error(self, index: Tensor, exact: Tensor) -> float:
         """The most that the margins at `index` (M,) differ from those of the logits `exact` (M, K)."""
         off = exact.gather(1, self.classes[index]) - self.values[index]  # (M, 2)
-        return (
-            (off[:, 0] - off[:, 1]).abs().nan_to_num(nan=0.0, posinf=0.0).max().item() if len(index) else 0.0
-        )
+        off = (off[:, 0] - off[:, 1]).abs().nan_to_num(nan=0.0, posinf=0.0)
+        return off.amax().item() if len(off) else 0.0
 
 
 def doubt(calls: Calls, index: Tensor, exact: Tensor) -> float:
