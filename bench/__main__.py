@@ -1,7 +1,7 @@
 """`python -m bench`: everything, as one table of ratios; or one part of it.
 
 python -m bench                       the table; --markdown as in docs/performance.md, --json as JSON
-python -m bench whatif --json         one network: --model resnet20, vgg16-bn or mobilenetv2
+python -m bench whatif --json         one network: --model resnet20, vgg11-bn ...
 python -m bench coverage              how often the first interval is right; takes minutes
 python -m bench attributions          maps of six methods against Captum
 python -m bench memory                what 200 sliders moved leave behind
@@ -30,8 +30,10 @@ def everything(options: argparse.Namespace) -> dict[str, Any]:
     before = machine.load()
     networks = [
         whatif.measure(SUBJECTS["resnet20"](), options.rounds),
-        whatif.measure(SUBJECTS["vgg16-bn"](), options.rounds, layers=options.rounds, atlas_rounds=0),
-        whatif.measure(SUBJECTS["mobilenetv2"](), options.rounds, layers=options.rounds, atlas_rounds=0),
+        *(
+            whatif.measure(SUBJECTS[name](), options.rounds, layers=options.rounds, atlas_rounds=0)
+            for name in ("vgg11-bn", "vgg16-bn", "mobilenetv2")
+        ),
     ]
     say("all pictures, attributions, memory")
     return {
