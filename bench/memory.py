@@ -1,6 +1,9 @@
 """How much a long session holds on to: resident memory over many sliders moved."""
 
+import json
 import random
+import subprocess
+import sys
 from typing import Any
 
 from bench import machine
@@ -22,6 +25,12 @@ def measure(subject: Subject, moves: int = MOVES, question: str = "remove") -> d
         "memory_growth_mb": (sizes[-1] - sizes[0]) / 1e6,
         "memory_growth_last_half_mb": (sizes[-1] - sizes[moves // 2]) / 1e6,
     }
+
+
+def measure_alone() -> dict[str, Any]:
+    """`python -m bench memory`: in a process of its own, which holds nothing yet."""
+    words = [sys.executable, "-m", "bench", "memory", "--json"]
+    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
 
 def random_moves(engine: WhatIf, moves: int, question: str, seed: int = 0) -> list[Plan]:

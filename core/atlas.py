@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,10 +19,8 @@ from core.memory import Path as Way
 from core.plan import Plan
 from core.precision import Calls
 from core.run import Run
+from core.sliders import Sliders
 from core.strata import tier_ends
-
-if TYPE_CHECKING:
-    from core.whatif import WhatIf
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -75,12 +73,14 @@ class Atlas:
         return Plan(self.question, self.criterion, {self.sliders[slider]: self.sparsities[level]})
 
 
-def survey(whatif: "WhatIf", question: str, criterion: Criterion | None, run: Run) -> Iterator[Atlas]:
+def survey(
+    engine: Engine, sliders: Sliders, question: str, criterion: Criterion | None, run: Run
+) -> Iterator[Atlas]:
     """Atlases on more and more images; the last is exact, and kept on disk. See `WhatIf.atlas`."""
-    empty, engine = Plan(question, criterion), whatif.engine
-    names = tuple(slider.name for slider in whatif.sliders(question))
+    empty = Plan(question, criterion)
+    names = tuple(slider.name for slider in sliders.sliders(question))
     plans = [empty.with_sparsity(name, sparsity) for name in names for sparsity in SPARSITIES]
-    routes = [engine.route(whatif.masks(plan)) for plan in plans]
+    routes = [engine.route(sliders.masks(plan)) for plan in plans]
     original = engine.original.argmax(1)[engine.order] == engine.labels
 
     def atlas(hits: Tensor, n: int, exact: bool) -> Atlas:

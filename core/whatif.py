@@ -127,7 +127,7 @@ class WhatIf(Sliders):
         Raises:
             UnsupportedModelError: the channels of the model cannot be followed.
         """
-        return survey(self, question, criterion, run or Run())
+        return survey(self.engine, self, question, criterion, run or Run())
 
     def _tiers(self, plan: Plan, route: Route, known: Answer | None, run: Run) -> Iterator[Answer]:
         """Answers on more and more images, after `known`."""
