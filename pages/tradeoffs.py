@@ -38,7 +38,7 @@ def atlas() -> None:
         st.html(surveys.status(survey, len(scene.split)), width="content")
         if survey.running:
             st.button("Stop", icon=":material/stop:", on_click=survey.stop)
-        elif survey.atlas and not survey.atlas.exact:
+        elif not (survey.problem or (survey.atlas and survey.atlas.exact)):
             args = (scene.key, scene.plan)
             st.button("Begin again", icon=":material/play_arrow:", on_click=surveys.again, args=args)
     if survey.atlas is None:

@@ -49,7 +49,7 @@ def status(survey: Survey, whole: int) -> str:
     if survey.problem:
         words = str(survey.problem)
     elif survey.atlas is None:
-        words = "Measuring the first pictures"
+        words = "Measuring the first pictures" if survey.running else "stopped before the first was measured"
     elif survey.atlas.exact:
         words = f"exact on all {whole:,} test pictures"
     else:

@@ -58,14 +58,14 @@ def test_another_question_has_another_atlas(server, visit):
 def test_a_survey_can_be_stopped_and_begun_again(server, visit):
     # an atlas that is always stopped, so that no disk holds it, of a network that takes its time
     page = visit(f"{server.address}/tradeoffs?plan=zero:filter-l1")
-    stop = page.get_by_role("button", name="Stop")
+    stop = page.locator(".st-key-survey button", has_text="Stop")
     stop.wait_for()
     page.wait_for_selector(".js-plotly-plot .nsewdrag")
     stop.click()
     page.get_by_text("stopped").wait_for()
     assert page.locator(".js-plotly-plot .nsewdrag").count() == 1  # what was known stays
-    page.get_by_role("button", name="Begin again").click()
-    page.get_by_role("button", name="Stop").wait_for()
-    page.get_by_role("button", name="Stop").click()
+    page.locator(".st-key-survey button", has_text="Begin again").click()
+    page.locator(".st-key-survey button", has_text="Stop").wait_for()
+    page.locator(".st-key-survey button", has_text="Stop").click()
     page.get_by_text("stopped").wait_for()
     assert page.complaints == []
