@@ -15,6 +15,7 @@ from torch import Tensor
 from core.bundles import cache_directory
 from core.criterion import Criterion
 from core.engine import Engine, Route
+from core.evaluation import answered, correct
 from core.memory import Path as Way
 from core.plan import Plan
 from core.precision import Calls
@@ -81,7 +82,7 @@ def survey(
     names = tuple(slider.name for slider in sliders.sliders(question))
     plans = [empty.with_sparsity(name, sparsity) for name in names for sparsity in SPARSITIES]
     routes = [engine.route(sliders.masks(plan)) for plan in plans]
-    original = engine.original.argmax(1)[engine.order] == engine.labels
+    original = correct(engine.original[engine.order], engine.labels)
 
     def atlas(hits: Tensor, n: int, exact: bool) -> Atlas:
         shaped, right = hits.view(len(names), len(SPARSITIES)), int(original[:n].sum())
@@ -117,7 +118,7 @@ def _measure(engine: Engine, routes: Sequence[Route], run: Run) -> Iterator[tupl
             gone += len(logits)
             run.report(share * (done + gone / len(different)) / whole, "Surveying")
             if place + len(logits) == end:
-                answers[path] = Calls.join(calls[path]).classes[:, 0]
+                answers[path] = Calls.join(calls[path]).answers
                 if done == 0 and len(answers) >= known + len(SPARSITIES):
                     known = len(answers)
                     yield count(), end, False
@@ -126,7 +127,7 @@ def _measure(engine: Engine, routes: Sequence[Route], run: Run) -> Iterator[tupl
     if not engine.is_exact:
         for index, route in enumerate(different):
             for places, exact in engine.close_calls(route, Calls.join(calls[route.path])):
-                answers[route.path][places] = exact.argmax(1)
+                answers[route.path][places] = answered(exact)
             run.report(share + (1 - share) * (index + 1) / len(different), "Settling close calls")
         yield count(), whole, True
 

@@ -126,15 +126,16 @@ def _analyse(network: nn.Module, example: Tensor) -> tuple[Group, ...]:
 
 
 def _signature(model: nn.Module) -> tuple:
-    """What decides the groups; looked up again only where modules or shapes have changed since."""
+    """What decides the groups; looked up again only where modules, shapes or settings have changed since.
+
+    Of torch's own modules no setting but the shapes decides which channels are tied.
+    """
     state = [
         (
             id(module),
-            *(
-                value.shape
-                for value in (*module._parameters.values(), *module._buffers.values())
-                if value is not None
-            ),
+            type(module),
+            () if type(module).__module__.startswith("torch.nn") else _settings(module),
+            *(v.shape for v in (*module._parameters.values(), *module._buffers.values()) if v is not None),
         )
         for module in model.modules()
     ]
@@ -145,14 +146,18 @@ def _signature(model: nn.Module) -> tuple:
     return found
 
 
+def _settings(module: nn.Module) -> tuple:
+    simple = (bool, int, float, str, tuple, FunctionType, type(None))
+    return tuple((k, v) for k, v in vars(module).items() if isinstance(v, simple) and k != "training")
+
+
 def _outline(model: nn.Module) -> tuple:
     """Every module's class, settings and parameter shapes; not its values."""
-    simple = (bool, int, float, str, tuple, FunctionType, type(None))
     return tuple(
         (
             name,
             type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module),
-            tuple((k, v) for k, v in vars(module).items() if isinstance(v, simple) and k != "training"),
+            _settings(module),
             tuple((k, tuple(v.shape)) for k, v in module._buffers.items() if v is not None),
         )
         for name, module in model.named_modules()

@@ -6,7 +6,7 @@ begins to differ from one that was walked before. Whatever runs here is shared a
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -149,7 +149,7 @@ class Engine:
 
     def close_calls(self, route: Route, calls: Calls) -> Iterator[tuple[Tensor, Tensor]]:
         """(places (M,), float32 logits (M, K)) of those of the first n images that are close calls."""
-        return iter(()) if self.is_exact else settle(calls, partial(self._exactly, route), self._doubt)
+        return iter(()) if self.is_exact else settle(calls, self._exactly(route), self._doubt)
 
     def settled(self, route: Route, logits: Tensor) -> Tensor:
         """`logits` (n, K) of the first places with float32's in the place of every close call."""
@@ -177,21 +177,24 @@ class Engine:
         logits = torch.cat(parts)
         if not self.is_exact and whole:
             some = torch.arange(whole)[:: max(1, whole // CALIBRATION)]
-            self._doubt = doubt(Calls.of(logits), some, self._exactly(route, some))
+            self._doubt = doubt(Calls.of(logits), some, self._exactly(route)(some))
         return self.settled(route, logits)
 
-    def _exactly(self, route: Route, places: Tensor) -> Tensor:
-        """Float32 logits (M, K) of the images at `places` (M,)."""
+    def _exactly(self, route: Route) -> Callable[[Tensor], Tensor]:
+        """Places (M,) -> float32 logits (M, K), with weights that are laid out once."""
         exact = self._forms.exact
         changed = {index: exact.steps[index].masked(masks) for index, masks in route.masks.items()}
-        size = min(self.chunk, -(-len(places) // workers.COUNT))  # a part for every worker
 
         @torch.inference_mode()
         def run(part: Tensor) -> Tensor:
             filled = torch.cat([part, part[-1:].expand(self._batch(len(part)) - len(part))])
             return exact.finish(exact.enter(self._images(filled)), 0, changed)[: len(part)]
 
-        return torch.cat(list(workers.each(run, places.split(size))))
+        def exactly(places: Tensor) -> Tensor:
+            size = min(self.chunk, -(-len(places) // workers.COUNT))  # a part for every worker
+            return torch.cat(list(workers.each(run, places.split(size))))
+
+        return exactly
 
     def _batch(self, count: int) -> int:
         """The least power of two that holds `count` images, or a chunk: every size has kernels of its own."""

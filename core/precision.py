@@ -112,6 +112,11 @@ class Calls:
         return cls(torch.cat([p.values for p in parts]), torch.cat([p.classes for p in parts]), size)
 
     @property
+    def answers(self) -> Tensor:
+        """The class (n,) that wins; -1, no answer, where a logit is NaN: `topk` puts NaN first."""
+        return self.classes[:, 0].masked_fill(self.values[:, 0].isnan(), -1)
+
+    @property
     def margins(self) -> Tensor:
         """The largest logit less the second largest, (n,)."""
         return self.values[:, 0] - self.values[:, 1]

@@ -48,7 +48,7 @@ class Prediction:
         return cls(atlas.question, atlas.sliders, (0.0, *atlas.sparsities), curves)
 
     def predict(self, plan: Plan, anchor: Anchor) -> tuple[float, Interval]:
-        """Accuracy, and the band in which nine of ten measured ones lay; see docs/performance.md."""
+        """Accuracy, and the band it may lie in; docs/performance.md has how often it did."""
         moved = sum(
             self._added(curve, plan.sparsity(name)) - self._added(curve, anchor.plan.sparsity(name))
             for name, curve in zip(self.sliders, self.curves, strict=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from core.cutting import TensorMasks, blank
 from core.kernels import Activation, Fused, Geometry, Kernel
@@ -100,21 +101,21 @@ class Convolution(Step):
 
     def _folded(self) -> tuple[Tensor, Tensor]:
         """Weight (O, I, h, w) and bias (O,) of the convolution and the batch norm behind it together."""
-        weight = self._tensor(self.layer, 0, "weight", 1.0)
-        bias = self._tensor(self.layer, 0, "bias", 0.0)
-        if self.norm is None:
-            return weight, bias
-        deviation = (self.norm.running_var + self.norm.eps).sqrt()
-        scale = self._tensor(self.norm, 1, "weight", 1.0) / deviation
-        shift = self._tensor(self.norm, 1, "bias", 0.0)
-        return weight * scale.view(-1, 1, 1, 1), (bias - self.norm.running_mean) * scale + shift
+        weight, bias = (self._tensor(self.layer, 0, name) for name in ("weight", "bias"))
+        if self.norm is not None:
+            norm, (scale, shift) = (
+                self.norm,
+                (self._tensor(self.norm, 1, name) for name in ("weight", "bias")),
+            )
+            folded = fuse_conv_bn_weights(
+                weight, bias, norm.running_mean, norm.running_var, norm.eps, scale, shift
+            )
+            weight, bias = (value.detach() for value in folded)
+        return weight, torch.zeros(len(weight)) if bias is None else bias
 
-    def _tensor(self, owner: nn.Module, place: int, name: str, default: float) -> Tensor:
-        value = getattr(owner, name)
-        if value is None:
-            return torch.full((self.layer.out_channels,), default)
-        keep = self.masks.get((self.modules[place], name))
-        return value.detach() if keep is None else blank(value.detach(), keep)
+    def _tensor(self, owner: nn.Module, place: int, name: str) -> Tensor | None:
+        value, keep = getattr(owner, name), self.masks.get((self.modules[place], name))
+        return value if value is None or keep is None else blank(value, keep)
 
 
 @dataclass(frozen=True, eq=False)

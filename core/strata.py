@@ -45,7 +45,7 @@ class Strata:
         band, and shrinks to the number itself as n comes to N. It says nothing of new images:
         that is Wilson's interval.
 
-        Source: Cochran, "Sampling Techniques", Wiley 1977, section 5A.9 (post-stratification).
+        Source: Cochran, "Sampling Techniques", Wiley 1977 (post-stratification).
         """
         n, whole = len(right), len(self.order)
         if n == 0:

@@ -1,5 +1,7 @@
 """The atlas against one plain evaluation per cell."""
 
+import copy
+
 import pytest
 import torch
 from test_precision import IMAGES, reduced, split, trained  # noqa: F401 (fixtures)
@@ -65,6 +67,20 @@ def test_the_first_one_fills_in_slider_by_slider(model, data):  # noqa: F811
         assert torch.equal(atlas.accuracy.isnan(), ~there)
 
 
+def test_an_answer_that_is_not_a_number_is_no_hit(model, data):  # noqa: F811
+    """As in an evaluation: the logit of class 0 overflows to NaN for every image."""
+    broken = copy.deepcopy(model)
+    broken.linear.weight[0] = 3e38
+    broken.linear.weight[0, ::2] = -3e38
+    whatif = engine(broken, data)
+    *_, found = whatif.atlas("zero")
+    assert found.original_hits == round(whatif.original.accuracy * N)
+    for slider in range(len(found.sliders)):
+        answer = whatif.exact(found.plan(slider, 4))
+        assert found.accuracy[slider, 4].item() == pytest.approx(answer.accuracy)
+    assert whatif.original.logits.isnan().any()
+
+
 def test_without_images_there_is_an_atlas_of_nothing(model, data):  # noqa: F811
     (found,) = engine(model, data, data.test.take(slice(0, 0))).atlas("zero")
     assert found.exact
@@ -89,8 +105,6 @@ def test_an_exact_atlas_is_found_again_by_its_content(model, data, cache, monkey
 
 
 def test_other_weights_images_or_scores_are_other_content(model, data, cache, monkeypatch):  # noqa: F811
-    import copy
-
     monkeypatch.setenv("PRUNESCOPE_CACHE", str(cache.parent))
     other = copy.deepcopy(model)
     other.linear.bias[0] += 1

@@ -12,7 +12,7 @@ from torch import nn
 
 from core import precision
 from core.bundles import Split
-from core.evaluation import logits
+from core.evaluation import answered, logits
 from core.memory import PrefixMemory, before, fork
 from core.plan import QUESTIONS, Plan
 from core.precision import Calls, doubt, race, settle
@@ -67,6 +67,16 @@ def test_what_is_not_a_number_is_a_close_call():
     ((index, found),) = settle(Calls.of(fast), lambda index: exact[index], 0.0)
     assert index.tolist() == [2]
     assert torch.equal(found, exact[2:3])
+
+
+def test_calls_answer_as_evaluation_does():
+    logits = torch.randn(6, 4)
+    logits[1, 2] = torch.nan
+    assert torch.equal(
+        Calls.of(logits).answers == -1, torch.tensor([False, True, False, False, False, False])
+    )
+    usual = [0, 2, 4, 5]
+    assert torch.equal(Calls.of(logits).answers[usual], answered(logits)[usual])
 
 
 def test_where_errors_turn_out_larger_more_calls_are_close():

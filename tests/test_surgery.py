@@ -669,3 +669,22 @@ def test_a_removed_network_is_rebuilt_from_json_and_its_state(name):
     rebuilt = rebuild(fresh, changes).eval()
     rebuilt.load_state_dict(removed.state_dict(), strict=True, assign=True)
     assert torch.equal(rebuilt(images()), removed(images()))
+
+
+def test_a_network_whose_own_setting_changes_is_looked_at_again():
+    class Switched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tied = True
+            self.left, self.right = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3)
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.left(x) + self.right(x) if self.tied else self.left(x)
+            return self.head(x.mean((2, 3)))
+
+    model, example = Switched().eval(), torch.randn(1, 3, 8, 8)
+    assert [group.layers for group in coupling.groups(model, example)] == [("left", "right")]
+    model.tied = False
+    with pytest.raises(UnsupportedModelError, match="got right, which does not"):
+        coupling.groups(model, example)
