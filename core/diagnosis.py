@@ -1,9 +1,12 @@
 """What compression changed inside a network, as a table."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 from torch import nn
 
 from core.bundles import Setting
+from core.figure import Figure
 from core.method import Method
 from core.registry import Registry
 from core.run import Run
@@ -18,6 +21,10 @@ class Diagnostic(Method):
         Neither network may be changed: what needs hooks works on `layers.private_copy`. Random
         numbers are torch's, already seeded. A quantity that is not defined for a row is NaN.
         """
+        raise NotImplementedError
+
+    def figures(self, table: pd.DataFrame) -> Sequence[Figure]:
+        """What a table that `measure` gave shows."""
         raise NotImplementedError
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import json
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -9,7 +11,8 @@ from torch import nn
 
 from core.bundles import Setting
 from core.errors import RecipeError, UserError
-from core.layers import bake, require_finite
+from core.figure import Figure
+from core.layers import bake, private_copy, require_finite
 from core.method import Method, brief, from_dict
 from core.registry import Registry
 from core.run import Run, seeded
@@ -27,6 +30,14 @@ class Compressor(Method):
         take longer than a blink go through `run.track`.
         """
         raise NotImplementedError
+
+    def figures(self, before: nn.Module, after: nn.Module, setting: Setting, run: Run) -> Sequence[Figure]:
+        """What is worth seeing of what this step made of `before`; neither network may be changed.
+
+        `before` is the network as the step found it, in eval mode with plain weights, and so is
+        `after`. Random numbers are torch's, already seeded.
+        """
+        return ()
 
 
 COMPRESSORS: Registry[type[Compressor]] = Registry("core.methods", "method")
@@ -80,20 +91,34 @@ class CompressionResult:
     model: nn.Module  # eval mode, plain weights, frozen
     recipe: Recipe
     records: tuple[dict[str, float], ...] = field(default=())  # what methods recorded, e.g. loss per epoch
+    figures: tuple[tuple[Figure, ...], ...] = field(default=())  # of every step, where they were asked for
 
 
-def compress(model: nn.Module, setting: Setting, recipe: Recipe, run: Run | None = None) -> CompressionResult:
+def compress(
+    model: nn.Module, setting: Setting, recipe: Recipe, run: Run | None = None, *, figures: bool = False
+) -> CompressionResult:
     """Apply `recipe` to a copy of `model`; the caller's model and random state are left as they are.
+
+    With `figures`, every step also shows what it did; the network is the same with and without.
 
     Raises:
         UnsupportedModelError: a weight is NaN or infinite, or a step cannot work on this model.
     """
     run = run or Run()
     require_finite(model)
-    before = len(run.records)
+    recorded = len(run.records)
     compressed = copy.deepcopy(model).to(run.device).eval()
+    shown: list[tuple[Figure, ...]] = []
     for index, step in enumerate(recipe.steps):
-        with run.step(index, len(recipe.steps)), seeded(recipe.seed + index, run):
-            compressed = step.apply(compressed, setting, run).eval()
-            run.report(1.0, step.label())
-    return CompressionResult(bake(compressed).requires_grad_(False), recipe, tuple(run.records[before:]))
+        before = private_copy(compressed, run.device) if figures else None
+        with run.step(index, len(recipe.steps)):
+            with run.step(0, 2) if figures else nullcontext(), seeded(recipe.seed + index, run):
+                compressed = step.apply(compressed, setting, run).eval()
+                run.report(1.0, step.label())
+            if before is not None:
+                after = private_copy(compressed, run.device)
+                with run.step(1, 2), seeded(recipe.seed + index, run):
+                    shown.append(tuple(step.figures(before, after, setting, run)))
+                    run.report(1.0, step.label())
+    network = bake(compressed).requires_grad_(False)
+    return CompressionResult(network, recipe, tuple(run.records[recorded:]), tuple(shown))

@@ -23,6 +23,7 @@ def registries() -> "dict[str, Registry]":
     from core.bundles import DATASETS, MODELS
     from core.criterion import CRITERIA
     from core.diagnosis import DIAGNOSTICS
+    from core.lab import LABS
     from core.recipe import COMPRESSORS
     from core.verification import PROPERTIES
 
@@ -32,6 +33,7 @@ def registries() -> "dict[str, Registry]":
         "attributions": ATTRIBUTIONS,
         "diagnostics": DIAGNOSTICS,
         "properties": PROPERTIES,
+        "labs": LABS,
         "datasets": DATASETS,
         "models": MODELS,
     }

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from core.bundles import DATASETS, MODELS, Setting
 from core.criterion import CRITERIA, rank
 from core.diagnosis import DIAGNOSTICS
 from core.errors import DataUnavailableError, ParameterError, TrainingError, UnsupportedModelError, UserError
+from core.figure import Figure
+from core.lab import LABS
 from core.layers import apply_mask, bake, prunable
 from core.method import Choice, Flag, Nested, Number, PerLayer, from_dict
 from core.recipe import COMPRESSORS, Recipe, compress
@@ -22,8 +25,9 @@ from core.run import Run, seeded
 from core.training import Schedule, classification_loss, fit
 from core.verification import PROPERTIES, Verdict
 
-REGISTRIES = (CRITERIA, COMPRESSORS, ATTRIBUTIONS, DIAGNOSTICS, PROPERTIES, DATASETS, MODELS)
-ONE_PER_FILE = (CRITERIA, COMPRESSORS, ATTRIBUTIONS, DIAGNOSTICS, PROPERTIES)
+REGISTRIES = (CRITERIA, COMPRESSORS, ATTRIBUTIONS, DIAGNOSTICS, PROPERTIES, LABS, DATASETS, MODELS)
+ONE_PER_FILE = (CRITERIA, COMPRESSORS, ATTRIBUTIONS, DIAGNOSTICS, PROPERTIES, LABS)
+EFFORT = {"epochs", "images", "permutations", "samples", "seeds", "steps", "units", "width"}  # lowest: quick
 EVERYTHING = [pytest.param(r, n, id=f"{r.package}-{n}") for r in REGISTRIES for n in r]
 WEIGHTED = nn.Sequential(nn.Flatten(), nn.ReLU())  # has no weight at all
 
@@ -121,7 +125,7 @@ class TestEverything:
         sources = [part for part in inspect.getdoc(cls).split("\n\n") if part.startswith("Source: ")]
         assert sources, cls.__doc__
         assert re.search(r"\b(1[89]|20)\d\d\b", sources[0]), sources[0]
-        assert re.fullmatch(r"[A-Z0-9].*[.:]", cls.summary()), cls.summary()
+        assert re.fullmatch(r"[A-Z0-9].*[.:?]", cls.summary()), cls.summary()
         assert len(cls.summary()) <= 110
 
     def test_is_named_in_kebab_case_like_its_class_and_file(self, registry, name):
@@ -158,6 +162,31 @@ class TestEverything:
     def test_refuses_an_unknown_hyper_parameter(self, registry, name):
         with pytest.raises(ParameterError, match=rf"^{name}: no parameter is called 'no-such'"):
             registry[name].from_dict({"no-such": 1})
+
+
+def lightest(cls):
+    """The defaults, except that what only costs time is at its lowest."""
+    return cls(**{n: d.low for n, d in cls.domains().items() if n in EFFORT and isinstance(d, Number)})
+
+
+def assert_figures(figures) -> None:
+    """Figures that a page can draw and a shell can print."""
+    for figure in figures:
+        assert isinstance(figure, Figure)
+        assert figure.title
+        assert len(figure.finding) <= 400, figure.finding
+        assert len(figure.table), figure.title
+        assert not figure.table.map(lambda value: isinstance(value, torch.Tensor | list | dict)).any(
+            axis=None
+        )
+        for column, most in ((figure.colour, 8), (figure.panel, 6)):
+            assert not column or figure.table[column].nunique() <= most, (figure.title, column)
+        for column in (figure.x, figure.y, figure.value):
+            assert not column or figure.table[column].notna().any(), (figure.title, column)
+        for column in figure.log:
+            assert not (figure.table[column] <= 0).any(), (figure.title, column)
+        json.dumps(figure.to_dict(), allow_nan=False)
+    assert len({figure.title for figure in figures}) == len(figures)
 
 
 # ---------------------------------------------------------------------------------------- criteria
@@ -316,14 +345,23 @@ class TestCompressor:
         assert logits.shape == (len(setting.validation), CLASSES)
         assert logits.isfinite().all()
 
-    def test_works_on_a_network_without_shortcuts(self, name, plain_model, tiny_data):
+    def test_works_on_a_network_without_shortcuts_and_shows_what_it_did(self, name, plain_model, tiny_data):
         setting = Setting(tiny_data.train, tiny_data.validation, plain_model)
+        recipe = Recipe((COMPRESSORS[name](),))
         try:
-            model = compress(plain_model, setting, Recipe((COMPRESSORS[name](),))).model
+            model = compress(plain_model, setting, recipe).model
         except UnsupportedModelError as error:
             assert_says(r"must .*, got ", error)
             return
         assert model(tiny_data.test.images).isfinite().all()
+        before, state, seen = fingerprint(plain_model), torch.get_rng_state(), []
+        run = Run(on_progress=lambda p: seen.append(p.fraction))
+        shown = compress(plain_model, setting, recipe, run, figures=True)
+        assert_figures(shown.figures[0])
+        assert_progress(seen)
+        assert equal_states(shown.model, model)
+        assert_untouched(plain_model, before)
+        assert torch.equal(torch.get_rng_state(), state)
 
 
 # ------------------------------------------------------------------------------------- attributions
@@ -421,6 +459,7 @@ class TestDiagnostic:
         assert table.columns.is_unique
         assert all(re.fullmatch(r"[a-z][a-z0-9_]*", column) for column in table.columns)
         assert not table.map(lambda value: isinstance(value, torch.Tensor | list | dict)).any(axis=None)
+        assert_figures(DIAGNOSTICS[name]().figures(table))
 
     def test_leaves_both_networks_and_the_random_state_alone_and_repeats_itself(
         self, name, tiny_model, setting
@@ -432,6 +471,8 @@ class TestDiagnostic:
         assert_untouched(other, second)
         assert torch.equal(torch.get_rng_state(), state)
         assert table.equals(self.measure(name, tiny_model, other, setting))
+        assert_figures(shown := DIAGNOSTICS[name]().figures(table))
+        assert shown
 
     def test_progress_rises_and_can_be_stopped(self, name, tiny_model, setting):
         seen = []
@@ -442,6 +483,34 @@ class TestDiagnostic:
         assert seen
         with pytest.raises(Stop):
             self.measure(name, tiny_model, tiny_model, setting, Run(on_progress=stop))
+
+
+@pytest.mark.parametrize("name", LABS)
+class TestLab:
+    def figures(self, name, setting, run=None):
+        run = run or Run()
+        with seeded(0, run):
+            return lightest(LABS[name]).figures(setting, run)
+
+    def test_shows_the_same_again_and_leaves_network_and_random_state_alone(
+        self, name, plain_model, tiny_data
+    ):
+        setting = Setting(tiny_data.train, tiny_data.validation, plain_model)
+        before, state, seen = fingerprint(plain_model), torch.get_rng_state(), []
+        figures = self.figures(name, setting, Run(on_progress=lambda p: seen.append(p.fraction)))
+        assert figures
+        assert_figures(figures)
+        assert_progress(seen)
+        assert_untouched(plain_model, before)
+        assert torch.equal(torch.get_rng_state(), state)
+        again = self.figures(name, setting)
+        assert [figure.to_dict() for figure in again] == [figure.to_dict() for figure in figures]
+
+    def test_works_on_a_residual_network_or_says_why_not(self, name, setting):
+        try:
+            assert_figures(self.figures(name, setting))
+        except UnsupportedModelError as error:
+            assert_says(r"must .*, got ", error)
 
 
 @pytest.mark.parametrize("name", PROPERTIES)

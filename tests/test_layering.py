@@ -59,6 +59,7 @@ def test_nothing_in_core_imports_the_inside_of_a_growth_folder():
         "attributions",
         "diagnostics",
         "properties",
+        "labs",
         "datasets",
         "models",
     } == GROWTH

@@ -1,5 +1,6 @@
 """Weight change: how far every layer's weights moved."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from core.bundles import Setting
 from core.diagnosis import DIAGNOSTICS, Diagnostic
+from core.figure import Figure
 from core.layers import private_copy, prunable, require_prunable
 from core.run import Run
 
@@ -36,6 +38,15 @@ class WeightChange(Diagnostic):
             for name, layer in run.track(old.items(), "Comparing layers")
         ]
         return pd.DataFrame(rows)
+
+    def figures(self, table: pd.DataFrame) -> Sequence[Figure]:
+        known = table.dropna(subset="change")
+        if known.empty:
+            return ()  # no layer has the same shape before and after
+        most = known.loc[known.change.idxmax()]
+        finding = f"{most.layer} changed most: by {most.change:.1%} of its norm."
+        change = {"change": "change of the weights, of their norm"}
+        return (Figure("Change by layer", finding, known, "layer", "change", "bars", labels=change),)
 
 
 def _compare(before: Tensor, after: Tensor | None) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""A finding as data: a table, how it is drawn, and what it says. Front ends draw it, a shell prints it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+Mark = Literal["line", "bars", "points", "heat"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A straight line across a figure, such as a threshold: at `value` of one of the two axes."""
+
+    axis: Literal["x", "y"]
+    value: float
+    label: str
+
+
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """One picture of a tidy table.
+
+    `x`, `y`, `colour`, `panel`, `low`, `high` and `value` name columns. A line joins its points in
+    the order of the table, and breaks where y is NaN. Bars stand side by side where `colour` tells
+    them apart. A heat map has a cell for every pair of x and y, coloured and labelled by `value`.
+
+    Raises:
+        ValueError: a column that is named is not there, or there is no finding.
+    """
+
+    title: str
+    finding: str  # what it shows, in a sentence with its numbers: also what a reader hears who cannot see it
+    table: pd.DataFrame
+    x: str
+    y: str
+    mark: Mark = "line"
+    colour: str = ""  # told apart by colour and by dash or symbol; at most eight values
+    panel: str = ""  # a small chart for each value, on the same axes; at most six
+    low: str = ""  # ends of an interval around y
+    high: str = ""
+    value: str = ""  # of a cell of a heat map
+    log: frozenset[str] = frozenset()  # columns on a logarithmic axis
+    percent: frozenset[str] = frozenset()  # columns of fractions, which are shown as percentages
+    labels: Mapping[str, str] = field(default_factory=dict)  # column -> its name for people, with its unit
+    references: tuple[Reference, ...] = ()
+
+    def __post_init__(self) -> None:
+        named = {self.x, self.y, self.colour, self.panel, self.low, self.high, self.value} - {""}
+        named |= self.log | self.percent | set(self.labels)
+        if missing := named - set(self.table.columns):
+            raise ValueError(f"figure {self.title!r}: the table has no column {sorted(missing)}")
+        if not self.finding.strip() or (self.mark == "heat") != bool(self.value):
+            raise ValueError(f"figure {self.title!r}: needs a finding, and a value if and only if it is heat")
+
+    def label(self, column: str) -> str:
+        """What `column` is called on an axis: its label, or its name in words."""
+        return self.labels.get(column, column.replace("_", " "))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Title, finding and rows, for JSON: what is not a finite number is None."""
+        finite = self.table.replace([np.inf, -np.inf], np.nan).astype(object)
+        rows = finite.where(finite.notna(), None).to_dict("records")
+        return {"title": self.title, "finding": self.finding, "rows": rows}
+
+
+def histogram(values: Mapping[str, Tensor], bins: int, name: str = "name", x: str = "value") -> pd.DataFrame:
+    """Columns `name`, `x` (a bin's middle) and share (of that name's values), bins equal for all names."""
+    every = torch.cat([v.flatten().double().cpu() for v in values.values()])
+    edges = np.histogram_bin_edges(every.numpy(), bins)
+    middles = (edges[1:] + edges[:-1]) / 2
+    parts = []
+    for who, entries in values.items():
+        counts, _ = np.histogram(entries.flatten().double().cpu().numpy(), edges)
+        parts.append(pd.DataFrame({name: who, x: middles, "share": counts / max(counts.sum(), 1)}))
+    return pd.concat(parts, ignore_index=True)

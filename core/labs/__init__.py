@@ -1,0 +1,1 @@
+"""What the ideas look like: one small experiment in each file."""
