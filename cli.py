@@ -456,8 +456,12 @@ def _carry_out(
     started = time.monotonic()
     compressed = carry_out(bundle.module, _setting(bundle, dataset), recipe, progress).model
     seconds = time.monotonic() - started
-    before, after = measure(bundle.module, pictures, progress), measure(compressed, pictures, progress)
-    moved = change(*(logits(m, pictures, progress) for m in (bundle.module, compressed)), pictures.labels)
+    networks = (bundle.module, compressed)
+    answers = [logits(network, pictures, progress) for network in networks]
+    before, after = (
+        measure(network, pictures, answers=given) for network, given in zip(networks, answers, strict=True)
+    )
+    moved = change(*answers, pictures.labels)
     report = {
         "model": bundle.architecture.name,
         "data": dataset.name,

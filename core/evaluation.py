@@ -61,9 +61,14 @@ class Change:
     changed: Tensor  # (D,) int64, images with another answer, right or wrong
 
 
-def evaluate(model: nn.Module, split: Split, run: Run | None = None) -> Evaluation:
-    """Measure `model` on `split`. Equal inputs give equal bits; `model` is left as it is."""
-    answers = logits(model, split, run)
+def evaluate(
+    model: nn.Module, split: Split, run: Run | None = None, answers: Tensor | None = None
+) -> Evaluation:
+    """Measure `model` on `split`; `answers` are its `logits` there, where they are at hand.
+
+    Equal inputs give equal bits; `model` is left as it is.
+    """
+    answers = logits(model, split, run) if answers is None else answers
     n, right = len(split), correct(answers, split.labels)
     example = split.normalise(torch.zeros(1, *split.pixels.shape[1:], dtype=torch.uint8))
     return Evaluation(

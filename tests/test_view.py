@@ -13,9 +13,11 @@ from core.agreement import State, is_dead
 from core.criterion import CRITERIA
 from core.errors import UserError
 from core.method import Number
-from core.recipe import COMPRESSORS
+from core.plan import Plan
+from core.recipe import COMPRESSORS, Recipe
 from view import charts, pictures
 from view.forms import log_steps
+from view.shared import shared
 from view.state import DEPTH, History
 from view.url import LONGEST, Nouns, from_query, link, method_from_text, method_to_text, to_query
 
@@ -34,6 +36,19 @@ NOUNS = some.builds(
 @given(NOUNS)
 def test_a_link_restores_every_noun(nouns):
     assert from_query(to_query(nouns)) == (nouns, [])
+
+
+def test_what_readers_share_tells_plans_and_recipes_apart_by_all_they_say():
+    """Streamlit's own hash of a dataclass holds its values and not its class."""
+
+    @shared()
+    def words(asked) -> str:
+        return repr(asked)
+
+    sparsities = {"layer": 0.5}
+    asked = [Plan("remove", name, sparsities) for name in ("filter-l1", "filter-l2", "random")]
+    asked += [Recipe((COMPRESSORS[name](),)) for name in ("fine-tuning", "layer-removal")]
+    assert [words(each) for each in asked] == [repr(each) for each in asked]
 
 
 def test_the_untouched_state_has_a_clean_link():

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import streamlit as st
 import torch
 from torch import nn
 
@@ -18,13 +17,14 @@ from core.registry import unknown
 from core.weights import Shipped, load_dataset, load_model, shipped
 from core.whatif import Slider, WhatIf
 from view.pictures import picture
+from view.shared import shared
 from view.state import state
 from view.url import Nouns
 
 CORES = os.cpu_count() or 1
 
 
-@st.cache_resource(show_spinner=False)
+@shared()
 def _slots() -> threading.BoundedSemaphore:
     """Room for as many evaluations at a time as there are cores; torch's threads are set here, once."""
     torch.set_num_threads(max(1, CORES // 2))
@@ -38,32 +38,32 @@ def slot() -> Iterator[None]:
         yield
 
 
-@st.cache_resource(show_spinner=False)
+@shared()
 def shelf() -> dict[str, Shipped]:
     """Key as it stands in links -> trained weights that come with the program, the default first."""
     return {each.path.stem: each for each in shipped()}
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
+@shared(8)
 def bundle(key: str) -> ModelBundle:
     return load_model(shelf()[key].model, shelf()[key].dataset, shelf()[key].path)
 
 
-@st.cache_resource(max_entries=4, show_spinner=False)
+@shared(4)
 def whatif(key: str) -> WhatIf:
     data = load_dataset(bundle(key).dataset)
     _slots()  # sets torch's threads before the first computation
     return WhatIf(bundle(key), data, data.test)
 
 
-@st.cache_resource(max_entries=2, show_spinner=False)
+@shared(2)
 def rehearsal(key: str) -> WhatIf:
     """The same on validation pictures: choices are made here, and reported on test pictures."""
     data = load_dataset(bundle(key).dataset)
     return WhatIf(bundle(key), data, data.validation)
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
+@shared(8)
 def network(key: str, plan: Plan) -> nn.Module:
     """The compressed network of a plan: one copy for all pages and readers, changed by none."""
     return whatif(key).model(plan)

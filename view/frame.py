@@ -22,6 +22,8 @@ PAGES = {
     "Prune": "pages/prune.py",
     "Attributions": "pages/attributions.py",
     "Trade-offs": "pages/tradeoffs.py",
+    "Methods": "pages/methods.py",
+    "Learn": "pages/learn.py",
 }
 _inside: ContextVar[bool] = ContextVar("inside", default=False)
 

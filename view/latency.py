@@ -1,5 +1,7 @@
 """Measured time against multiply-adds: where zeros do not pay, and how far removal does."""
 
+from typing import Any
+
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
@@ -11,6 +13,7 @@ from view.charts import Card
 from view.engine import Scene
 
 BATCH = 64  # pictures at a time
+HELP = "Measured on this server: median of interleaved runs; in brackets the fastest and the slowest"
 INK = {  # role -> colour on light, on dark
     ORIGINAL: ("#4b5563", "#aab4c0"),
     ZEROS: ("#d55e00", "#f0803c"),
@@ -39,12 +42,15 @@ def measured(scene: Scene) -> Realised | None:
 def card(scene: Scene) -> Card:
     """Median time of what the plan leaves: the smaller network if it removes, else the one with zeros."""
     found = measured(scene)
-    help = "Measured on this server: median of interleaved runs; in brackets the fastest and the slowest"
     if not found:
         notes = ("depends on the machine:", "press Measure latency below")
-        return Card("Latency", "not measured", notes=notes, help=help)
+        return Card("Latency", "not measured", notes=notes, help=HELP)
     rows = _rows(found)
-    before, after = rows[ORIGINAL], rows[REMOVED if scene.plan.question == "remove" else ZEROS]
+    return timed(rows[ORIGINAL], rows[REMOVED if scene.plan.question == "remove" else ZEROS])
+
+
+def timed(before: Any, after: Any) -> Card:
+    """Two rows of `core.cost.latency`, one beside the other."""
     return Card(
         "Latency",
         f"{after.median_ms:.1f} ms",
@@ -53,7 +59,7 @@ def card(scene: Scene) -> Card:
             f"[{after.low_ms:.1f}, {after.high_ms:.1f}], was {before.median_ms:.1f} ms",
             f"batch {after.batch}, threads {after.threads}",
         ),
-        help=help,
+        help=HELP,
     )
 
 

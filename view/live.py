@@ -23,6 +23,7 @@ from core.whatif import Answer
 from view import controls, engine, nouns, surveys
 from view import state as states
 from view.engine import Scene
+from view.shared import shared
 
 KEY = "live.bars"
 FOLDER = Path(__file__).parent.parent / "assets" / "live"
@@ -66,7 +67,7 @@ def description(scene: Scene, by: str) -> dict[str, Any]:
     }
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
+@shared(16)
 def _lasting(key: str, asked: str) -> dict[str, Any]:
     """The part of the description that no plan changes."""
     found = engine.whatif(key)

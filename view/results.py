@@ -37,8 +37,13 @@ def accuracy(answer: Answer) -> Card:
 
 def costs(scene: Scene, plan: Plan) -> list[Card]:
     """Weights, MACs, bytes and time of what `plan` leaves, beside the original's."""
-    help = {name: metric.help for name, metric in Evaluation.metrics().items()}
     cost, was = scene.whatif.cost(plan), scene.whatif.original.cost
+    return [*cost_cards(cost, was, _macs(plan, cost, was)), latency.card(scene)]
+
+
+def cost_cards(cost: Cost, was: Cost, macs: tuple[str, ...]) -> list[Card]:
+    """Weights, MACs, with `macs` as its notes, and bytes of a network beside those it had before."""
+    help = {name: metric.help for name, metric in Evaluation.metrics().items()}
     return [
         Card(
             "Weights",
@@ -51,7 +56,7 @@ def costs(scene: Scene, plan: Plan) -> list[Card]:
             "MACs per picture",
             charts.count(cost.macs),
             _relative(cost.macs, was.macs),
-            notes=_macs(plan, cost, was),
+            notes=macs,
             help=help["macs"],
         ),
         Card(
@@ -61,7 +66,6 @@ def costs(scene: Scene, plan: Plan) -> list[Card]:
             notes=(f"zipped {charts.size(cost.zipped_bytes)}", f"was {charts.size(was.zipped_bytes)} zipped"),
             help=help["size_bytes"],
         ),
-        latency.card(scene),
     ]
 
 

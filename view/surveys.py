@@ -10,6 +10,7 @@ from core.survey import Survey
 from view import engine
 from view import state as states
 from view.charts import percent
+from view.shared import shared
 
 ENOUGH = 400  # images for predictions: adding up sliders errs by more than so few images do
 POLL_S = 1.5  # between two looks at a survey that runs
@@ -58,7 +59,7 @@ def status(survey: Survey, whole: int) -> str:
     return f'<div class="ps-status" role="status">{words}</div>'
 
 
-@st.cache_resource(max_entries=32, show_spinner=False)
+@shared(32)
 def _holder(key: str, about: Plan) -> list[Survey]:
     return [_begin(key, about)]
 

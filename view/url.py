@@ -1,11 +1,11 @@
-"""What a link says: model, plan, image, attribution method and seed, as few short query parameters.
+"""What a link says: model, plan, image, methods and seed, as few short query parameters.
 
-The texts of plan and method are carried here and read elsewhere (by `Plan.from_text` and
+The texts of plan and methods are carried here and read elsewhere (by `Plan.from_text` and
 `method_from_text`), so that a link can be taken apart before the engine is loaded.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 from urllib.parse import urlencode
@@ -23,6 +23,8 @@ NAMES = {
     "image": "img",
     "attribution": "attr",
     "target": "target",
+    "steps": "steps",
+    "lab": "lab",
     "seed": "seed",
 }
 
@@ -37,6 +39,8 @@ class Nouns:
     attribution: str = ""
     target: str = ""  # which class is explained: "" what the original says
     seed: int = 0
+    steps: str = ""  # a recipe for the Methods page, see `steps_to_text`
+    lab: str = ""  # the experiment of the Learn page, see `method_to_text`
 
 
 def to_query(nouns: Nouns) -> dict[str, str]:
@@ -91,7 +95,27 @@ def method_from_text(text: str, registry: Registry) -> Method:
     except UserError:
         raise
     except (ValueError, TypeError, RecursionError) as error:
-        raise RecipeError(f"link: attr must be a method, got {text[:60]!r}") from error
+        raise RecipeError(f"link: must name a {registry.kind}, got {text[:60]!r}") from error
+
+
+def steps_to_text(steps: Sequence[Method]) -> str:
+    """The steps of a recipe as link text: a JSON list of their `method_to_text`."""
+    return json.dumps([method_to_text(step) for step in steps], separators=(",", ":")) if steps else ""
+
+
+def steps_from_text(text: str, registry: Registry) -> tuple[Method, ...]:
+    """The steps that `steps_to_text` wrote.
+
+    Raises:
+        UserError: it is no list of texts, or one of them is not that of a method.
+    """
+    try:
+        texts = json.loads(text) if text else []
+    except (ValueError, RecursionError):
+        texts = None
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+        raise RecipeError(f"link: steps must be a list of methods, got {text[:60]!r}")
+    return tuple(method_from_text(each, registry) for each in texts)
 
 
 def _whole(text: str) -> int | None:
