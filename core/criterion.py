@@ -1,9 +1,10 @@
 """What is least important: scores of weights or filters, and the masks that are cut from them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,36 @@ def rank(
     with seeded(seed, run):
         scores = criterion.filter_scores if grain == "filter" else criterion.scores
         return Ranking(scores(model, setting, run))
+
+
+@dataclass(eq=False)
+class ScoreMemory:
+    """The scores that one criterion gives one network under one seed: computed when first asked for."""
+
+    found: dict[str, Scores] = field(default_factory=dict)  # "scores" of single entries, "filter_scores"
+    seconds: float = 0.0  # that computing them took
+
+    def behind(self, criterion: Criterion) -> Criterion:
+        """The same criterion, equal to it in all but that it asks here first."""
+        memory = self
+
+        class Remembering(type(criterion)):
+            def scores(self, model: nn.Module, setting: Setting, run: Run) -> Scores:
+                return memory._get("scores", super().scores, model, setting, run)
+
+            def filter_scores(self, model: nn.Module, setting: Setting, run: Run) -> Scores:
+                return memory._get("filter_scores", super().filter_scores, model, setting, run)
+
+        made = object.__new__(Remembering)
+        vars(made).update(vars(criterion))
+        return made
+
+    def _get(self, kind: str, compute: Callable[..., Scores], *given: Any) -> Scores:
+        if kind not in self.found:
+            start = time.perf_counter()
+            self.found[kind] = compute(*given)
+            self.seconds += time.perf_counter() - start
+        return dict(self.found[kind])
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,10 +62,14 @@ class Figure:
         return self.labels.get(column, column.replace("_", " "))
 
     def to_dict(self) -> dict[str, Any]:
-        """Title, finding and rows, for JSON: what is not a finite number is None."""
-        finite = self.table.replace([np.inf, -np.inf], np.nan).astype(object)
-        rows = finite.where(finite.notna(), None).to_dict("records")
-        return {"title": self.title, "finding": self.finding, "rows": rows}
+        """Title, finding and rows, for JSON."""
+        return {"title": self.title, "finding": self.finding, "rows": rows(self.table)}
+
+
+def rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table for JSON, which has no NaN and no infinity: None stands for them."""
+    finite = table.replace([np.inf, -np.inf], np.nan).astype(object)
+    return finite.where(finite.notna(), None).to_dict("records")
 
 
 def histogram(values: Mapping[str, Tensor], bins: int, name: str = "name", x: str = "value") -> pd.DataFrame:

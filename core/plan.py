@@ -12,7 +12,7 @@ from torch import nn
 
 from core import listing
 from core.bundles import DATASETS, ModelBundle, Setting
-from core.criterion import CRITERIA, Criterion, Ranking, Scores, rank, require_weight_scores
+from core.criterion import CRITERIA, Criterion, Ranking, ScoreMemory, Scores, rank, require_weight_scores
 from core.cutting import TensorMasks
 from core.errors import ParameterError, RecipeError, UserError
 from core.layers import bake, private_copy
@@ -125,7 +125,8 @@ class Plan:
         return self._knowing(ranking.scores).tensor_masks(model, setting, Run())
 
     def _knowing(self, scores: Scores) -> Compressor:
-        return replace(self._step(), criterion=_known(self.criterion, scores))
+        memory = ScoreMemory({"scores": scores, "filter_scores": scores})
+        return replace(self._step(), criterion=memory.behind(self.criterion))
 
     def code(self, bundle: ModelBundle, setting: Setting | None = None, scores: Scores | None = None) -> str:
         """Plain PyTorch that does the same to the same architecture: `compress(model, example)`.
@@ -201,20 +202,6 @@ class Plan:
             raise
         except UserError as error:
             raise RecipeError(str(error) if str(error).startswith("plan:") else f"plan: {error}") from None
-
-
-def _known(criterion: Criterion, scores: Scores) -> Criterion:
-    """The same criterion, except that it has its scores already."""
-
-    class Known(type(criterion)):
-        def scores(self, model: nn.Module, setting: Setting, run: Run) -> Scores:
-            return dict(scores)
-
-        filter_scores = scores
-
-    known = object.__new__(Known)
-    vars(known).update(vars(criterion))
-    return known
 
 
 # text

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import nn
 
@@ -22,6 +22,8 @@ FORMAT = 1
 
 class Compressor(Method):
     """Turns a network into a smaller one."""
+
+    variants: ClassVar[tuple[str, ...]] = ()  # fields whose options count as methods when methods compete
 
     def apply(self, model: nn.Module, setting: Setting, run: Run) -> nn.Module:
         """Compress `model`, a private copy that may be changed in place, and return it.

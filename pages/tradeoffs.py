@@ -13,7 +13,7 @@ QUESTION = "Where is the cliff, and which layer is to blame?"
 st.html(charts.heading(QUESTION, "every slider alone, at nine sparsities; press a cell to make it the plan"))
 
 from view import atlas as atlases
-from view import controls, engine, surveys
+from view import controls, engine, leaderboard, surveys
 from view import state as states
 
 scene = engine.scene()
@@ -55,3 +55,4 @@ def atlas() -> None:
 
 drawn = states.state().nouns.plan
 atlas()
+leaderboard.show(scene)

@@ -41,10 +41,11 @@ def registries() -> "dict[str, Registry]":
 
 def declared_options(command: str, arguments: Sequence[str]) -> "dict[str, tuple[Domain, Any]] | None":
     """Field -> (domain, default) of what this command line names; None where it names nothing known."""
-    if command in ("compress", "explain"):
+    if command in ("compress", "explain", "diagnose", "lab"):
+        from core.lab import LABS
         from core.recipe import COMPRESSORS
 
-        named = _named(COMPRESSORS, arguments)
+        named = _named(LABS if command == "lab" else COMPRESSORS, arguments)
         return declarations(named) if named else None
     if command == "train":
         from core.bundles import MODELS

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # torch takes seconds to load, and `--help` needs none of it
     from core.atlas import Atlas
     from core.evaluation import Evaluation
+    from core.figure import Figure
+    from core.leaderboard import Leaderboard
     from core.realised import Realised
     from core.run import Run
 
@@ -108,6 +110,33 @@ def print_atlas(found: "Atlas") -> None:
     print(f"  {'':{width}}" + "".join(f"{sparsity:>8.0%}" for sparsity in found.sparsities))
     for name, row in zip(found.sliders, found.change.tolist(), strict=True):
         print(f"  {name:{width}}" + "".join(f"{100 * change:>+8.1f}" for change in row))
+
+
+def print_standings(board: "Leaderboard") -> None:
+    """One line per contestant and sparsity: means over seeds; best accuracy first within a sparsity."""
+    about = board.about
+    ends = " to ".join(f"{about[end]['spearman']:.3f}" for end in ("random_floor", "noise_ceiling"))
+    print(
+        f"  original {about['original']['accuracy']:.1%}, n = {about['n']:,}; agreement of maps from {ends}"
+    )
+    columns = ["accuracy", "low", "high", "spearman", "overlap", "auc", "mass_inside", "macs", "seconds"]
+    table = board.standings()
+    for asked, part in table.groupby("asked"):
+        print(f"\n  {asked:.0%} asked for, {part.seeds.max()} seeds")
+        shown = part.sort_values("accuracy", ascending=False)
+        shown = shown[["contestant", *(column for column in columns if column in shown)]]
+        lines = shown.to_string(index=False, float_format=lambda value: f"{value:.3f}").splitlines()
+        print("\n".join(f"  {line}" for line in lines))
+    for label, why in {row["contestant"]: row["refused"] for row in board.rows if row["refused"]}.items():
+        print(f"\n  {label}: {why}")
+
+
+def print_figures(figures: "Sequence[Figure]") -> None:
+    """Every figure as its title, its finding and its table."""
+    for figure in figures:
+        print(f"\n{figure.title}\n  {figure.finding}\n")
+        table = figure.table.to_string(index=False, float_format=lambda value: f"{value:.4g}")
+        print("\n".join(f"  {line}" for line in table.splitlines()))
 
 
 def say(text: str) -> None:

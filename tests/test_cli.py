@@ -15,19 +15,28 @@ from scipy.stats import spearmanr
 
 import cli
 from core.bundles import DATASETS, MODELS
+from core.lab import LABS
 from core.method import Choice, Flag, Nested, Number, PerLayer
 from core.recipe import COMPRESSORS, Recipe
 from core.training import Schedule
 from core.weights import load_dataset, load_model
 from shell import options
+from shell.commands import compress, train
 
 ROOT = Path(__file__).parents[1]
+SHOWING = "low-rank"  # a method with figures
 
 
 def call(capsys, *words: object) -> dict:
     """The JSON that a command prints, and nothing else, on stdout."""
     assert cli.main([str(word) for word in words] + ["--json"]) == 0, capsys.readouterr().err
     return json.loads(capsys.readouterr().out)
+
+
+def watch_recipes(monkeypatch, done: list[Recipe]) -> None:
+    """Let `compress` note its recipes in `done` instead of carrying them out."""
+    monkeypatch.setattr(compress, "carry_out", lambda loaded, recipe, *rest: done.append(recipe))
+    monkeypatch.setattr(compress, "load", lambda *names: None)
 
 
 def train_words(out: Path, **settings: object) -> list[str]:
@@ -110,8 +119,7 @@ def parameters() -> list[tuple[str, str]]:
 def test_what_is_typed_is_what_the_recipe_says(method, field, monkeypatch):
     """Every hyper-parameter of every method, one at a time."""
     done: list[Recipe] = []
-    monkeypatch.setattr(cli, "_carry_out", lambda loaded, recipe, *rest: done.append(recipe))
-    monkeypatch.setattr(cli, "_load", lambda *names: None)
+    watch_recipes(monkeypatch, done)
     domain, default = options.declarations(COMPRESSORS[method])[field]
     typed, expected = another(domain, default)
     option = options.flag_name(field)
@@ -163,8 +171,7 @@ def test_help_of_a_method_shows_its_options(name, capsys):
 )
 def test_a_method_can_be_written_in_three_ways(typed, monkeypatch):
     done: list[Recipe] = []
-    monkeypatch.setattr(cli, "_carry_out", lambda loaded, recipe, *rest: done.append(recipe))
-    monkeypatch.setattr(cli, "_load", lambda *names: None)
+    watch_recipes(monkeypatch, done)
     assert cli.main(["compress", "mlp", *typed]) == 0
     assert done == [Recipe((COMPRESSORS["prune-weights"](sparsity=0.3, scope="global"),), 0)]
 
@@ -259,6 +266,32 @@ def test_an_unchanged_network_agrees_with_itself(weights, capsys):
     assert report["agreement"]["saliency"]["mean"]["spearman"] == pytest.approx(1)
 
 
+def test_diagnose_prints_the_table_of_what_changed(weights, capsys):
+    words = ("mlp", "prune-weights", "--sparsity", "0.5", "--weights", weights)
+    report = call(capsys, "diagnose", *words)
+    assert report["diagnostic"] == {"method": "weight-change"}
+    assert [row["sparsity_after"] for row in report["rows"]] == [0.5] * len(report["rows"])
+    assert report["recipe"]["steps"][0]["sparsity"] == 0.5
+
+
+def test_a_step_shows_its_figures_only_when_asked(weights, capsys):
+    words = ("compress", "mlp", SHOWING, "--weights", weights)
+    assert "figures" not in call(capsys, *words)
+    shown = call(capsys, *words, "--figures")["figures"]
+    assert all(figure["finding"] and figure["rows"] for figure in shown[0])
+    assert shown[0]
+    assert cli.main([str(word) for word in words] + ["--figures"]) == 0
+    assert shown[0][0]["finding"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", list(LABS)[:1])
+def test_a_lab_shows_its_figures_and_the_same_again(name, capsys):
+    first, again = (call(capsys, "lab", name, "--model", "mlp", "--data", "digits") for _ in range(2))
+    assert first == again
+    assert first["lab"]["method"] == name
+    assert all(figure["finding"] and figure["rows"] for figure in first["figures"])
+
+
 @pytest.mark.slow
 def test_the_published_resnet20_reaches_its_published_accuracy(data_dir, shared_dir, capsys):
     """8.27 % error on all 10,000 test pictures, to the picture."""
@@ -301,11 +334,11 @@ def test_a_stopped_training_is_resumed_to_the_same_weights(weights, tmp_path, mo
         run.on_progress = stop
         return run
 
-    make_run = cli.run_with_progress
-    monkeypatch.setattr(cli, "run_with_progress", lambda: stop_after_two(make_run()))
+    make_run = train.run_with_progress
+    monkeypatch.setattr(train, "run_with_progress", lambda: stop_after_two(make_run()))
     assert cli.main(train_words(tmp_path)) == 130
     assert not (tmp_path / weights.name).exists()
-    monkeypatch.setattr(cli, "run_with_progress", make_run)
+    monkeypatch.setattr(train, "run_with_progress", make_run)
     assert cli.main([*train_words(tmp_path), "--resume"]) == 0
     whole, resumed = load_file(weights), load_file(tmp_path / weights.name)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

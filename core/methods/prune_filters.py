@@ -42,6 +42,7 @@ class PruneFilters(Compressor):
     """
 
     name: ClassVar[str] = "prune-filters"
+    variants = ("criterion",)
 
     sparsity: float = number(0.5, 0.0, 1.0, 0.01, help="Fraction of filters taken away")
     effect: str = choice("remove", "silence", "zero", help="What happens to a filter that is taken away")

@@ -30,6 +30,7 @@ class PruneWeights(Compressor):
     """
 
     name: ClassVar[str] = "prune-weights"
+    variants = ("criterion",)
 
     sparsity: float = number(0.5, 0.0, 1.0, 0.01, help="Fraction of weights set to zero")
     scope: str = choice("layer", "global", help="Compare weights within a layer or across all")

@@ -1,0 +1,1 @@
+"""One command per file: its options, what it does, what it says."""
