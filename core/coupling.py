@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, skip_init
 
 from core.cutting import blank, cut, example_for, masks_of, replace_layer, skeleton
 from core.errors import UnsupportedModelError
@@ -254,7 +254,9 @@ def _find(network: nn.Module, example: Tensor, trace: _Trace) -> tuple[Group, ..
     layers = prunable(network)
     for name, inputs in trace.inputs.items():
         width, stride = len(shortcuts[name].source), shortcuts[name].stride
-        replace_layer(network, name, nn.Conv2d(inputs, width, 1, stride, bias=False, device=example.device))
+        stand_in = skip_init(nn.Conv2d, inputs, width, 1, stride, bias=False, device=example.device)
+        nn.init.ones_(stand_in.weight)  # drawing them would move the caller's random numbers on
+        replace_layer(network, name, stand_in)
     try:
         with torch.enable_grad():
             graph = torch_pruning.DependencyGraph()

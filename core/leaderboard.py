@@ -96,9 +96,8 @@ class Leaderboard:
             CheckpointError: it is no leaderboard.
         """
         try:
-            about, *lines = path.read_text(encoding="utf-8").splitlines()
-            about = json.loads(about)
-            rows = [json.loads(line) for line in lines if line.endswith("}")]
+            whole = _whole_lines(path.read_text(encoding="utf-8"))
+            about, *rows = map(json.loads, whole.splitlines())
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{path.name}: must be a leaderboard, got {brief(str(error))}") from None
         if not isinstance(about, dict) or about.get("format") != FORMAT:
@@ -156,6 +155,7 @@ class Race:
             self.board = Leaderboard.read(path)
             if differ := [key for key in about if self.board.about.get(key) != about[key]]:
                 raise CheckpointError(f"{path.name}: must be of the same {', '.join(differ)}, got another")
+            path.write_text(_whole_lines(path.read_text(encoding="utf-8")), encoding="utf-8")
         else:
             about |= {"original": self._measure(bundle.module, Run())} | self._bounds()
             self.board = Leaderboard(path, about)
@@ -243,6 +243,11 @@ _WHO = ("contestant", "step", "asked", "seed")
 
 def _key(row: dict[str, Any]) -> str:
     return json.dumps([row["step"], row["seed"]], sort_keys=True)
+
+
+def _whole_lines(text: str) -> str:
+    """Without a last line that was cut short."""
+    return text[: text.rfind("\n") + 1]
 
 
 def _interval(row: dict[str, Any]) -> dict[str, float]:

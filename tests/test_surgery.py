@@ -120,6 +120,14 @@ def test_groups_change_nothing_in_the_callers_model_in_any_mode():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_finding_groups_draws_no_random_numbers(tiny_model):
+    """A recipe is carried out alike whether or not the groups are known already."""
+    coupling._cache.clear()
+    state = torch.get_rng_state()
+    coupling.groups(tiny_model, torch.zeros(1, 3, 16, 16))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_second_copy_of_an_architecture_costs_next_to_nothing():
     coupling._cache.clear()
     first = coupling.groups(ours("resnet20"), EXAMPLE)
