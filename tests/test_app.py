@@ -1,5 +1,6 @@
 """The app's logic without a browser: every page runs, sliders move numbers, links and Undo restore."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,10 +9,13 @@ import pytest
 pytest.importorskip("streamlit")
 from streamlit.testing.v1 import AppTest
 
-from core.weights import shipped
+from core.bundles import Setting
+from core.evaluation import evaluate
+from core.recipe import COMPRESSORS, Recipe, compress
+from core.weights import load_dataset, load_model, shipped
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["pages/start.py", "pages/prune.py", "pages/attributions.py"]
+PAGES = ["pages/start.py", "pages/prune.py", "pages/attributions.py", "pages/methods.py", "pages/learn.py"]
 PATIENCE_S = 240
 
 pytestmark = pytest.mark.slow
@@ -105,3 +109,72 @@ def test_a_goal_moves_all_sliders_until_it_is_met(app):
     assert len(levels) == 1
     assert 20 < levels.pop() < 95
     assert "weights:magnitude:." in test.query_params["plan"]
+
+
+def carried(app, *steps: str, **query: str) -> AppTest:
+    """The Methods page as a link with these steps shows it."""
+    return opened(app, "pages/methods.py", m="mlp--digits", steps=json.dumps(steps), **query)
+
+
+def press(test, words: str) -> AppTest:
+    return next(b for b in test.button if words in b.label).click().run()
+
+
+def test_a_link_to_a_recipe_shows_what_it_makes_of_the_network(app):
+    test = carried(app, 'prune-weights{"sparsity":0.9}')
+    assert not test.exception
+    data = load_dataset("digits")
+    bundle = load_model("mlp", "digits")
+    step = COMPRESSORS["prune-weights"](sparsity=0.9)
+    made = compress(bundle.module, Setting(data.train, data.validation, bundle.module), Recipe((step,))).model
+    assert accuracy(test) == pytest.approx(100 * evaluate(made, data.test).accuracy, abs=0.05)
+    assert any("What changed inside" in text for text in html(test).splitlines())
+
+
+def test_a_changed_form_leaves_the_old_numbers_dimmed_until_they_are_made_anew(app):
+    test = carried(app, 'prune-weights{"sparsity":0.9}')
+    before = accuracy(test)
+    next(s for s in test.slider if s.key.endswith(".sparsity")).set_value(0.5).run()
+    assert accuracy(test) == before
+    assert "ps-dim" in html(test)
+    assert json.loads(test.query_params["steps"]) == ["prune-weights"]  # 0.5 is the default
+    press(test, "Carry out")
+    assert accuracy(test) > before
+    assert "ps-card ps-dim" not in html(test)
+
+
+def test_steps_are_added_looked_at_and_removed(app):
+    test = carried(app, "prune-weights")
+    press(test, "Add a step")
+    assert json.loads(test.query_params["steps"]) == ["prune-weights", "fine-tuning"]
+    assert next(s for s in test.selectbox if s.key == "recipe.method").value == "fine-tuning"
+    next(s for s in test.selectbox if s.key == "recipe.method").set_value("semi-structured").run()
+    assert json.loads(test.query_params["steps"]) == ["prune-weights", "semi-structured"]
+    press(test, "Remove this step")
+    assert json.loads(test.query_params["steps"]) == ["prune-weights"]
+    press(test, "Undo")
+    assert json.loads(test.query_params["steps"]) == ["prune-weights", "semi-structured"]
+
+
+def test_a_method_that_does_not_fit_the_network_says_why_and_the_page_stays(app):
+    test = carried(app, "layer-removal")
+    assert not test.exception
+    assert "residual block" in test.error[0].value
+    next(s for s in test.selectbox if s.key == "recipe.method").set_value("prune-weights").run()
+    assert not test.error
+    press(test, "Carry out")
+    assert accuracy(test) > 50
+
+
+def test_nonsense_in_a_link_gives_the_default_recipe_and_a_notice(app):
+    for steps in ('["no-such"]', "[3]", "{", '["prune-weights{"]'):
+        test = opened(app, "pages/methods.py", m="mlp--digits", steps=steps)
+        assert not test.exception
+        assert test.info
+
+
+def test_the_leaderboard_or_the_command_for_it_stands_on_trade_offs(app):
+    test = opened(app, "pages/tradeoffs.py", m="mlp--digits")
+    assert not test.exception
+    assert "Which method keeps most?" in html(test)
+    assert any("cli.py leaderboard mlp" in code.value for code in test.code)

@@ -12,6 +12,8 @@ PAGES = {
     "/prune": "What do I lose",
     "/attributions": "Same answer, same reason",
     "/tradeoffs": "Where is the cliff",
+    "/methods": "What does this method do",
+    "/learn": "What do the words mean",
 }
 SIZES = {"phone": (390, 844), "laptop": (1366, 768), "large": (2560, 1440), "zoomed": (683, 384)}
 
