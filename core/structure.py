@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from core.errors import CheckpointError
 from core.layers import ChannelShortcut
+from core.linearity import MergedChain
+from core.random_features import StepActivation
 
 Structure = dict[str, Any]  # module name -> its description, or None where it is gone
 
@@ -28,6 +30,8 @@ LAYERS: dict[type[nn.Module], list[str]] = {  # what a file may hold -> argument
     nn.Flatten: ["start_dim", "end_dim"],
     nn.ZeroPad2d: ["padding"],
     ChannelShortcut: ["source", "stride"],
+    StepActivation: ["steps"],
+    MergedChain: ["widths", "shortcuts", "biases"],
 }
 _BY_NAME = {layer.__name__: layer for layer in LAYERS}
 LARGEST = {"stride": 64, "padding": 64, "dilation": 64}  # more would only make pictures huge
