@@ -1,13 +1,15 @@
 """A finding as data: a table, how it is drawn, and what it says. Front ends draw it, a shell prints it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+
+from core.as_json import plain
 
 Mark = Literal["line", "bars", "points", "heat"]
 
@@ -62,14 +64,24 @@ class Figure:
         return self.labels.get(column, column.replace("_", " "))
 
     def to_dict(self) -> dict[str, Any]:
-        """Title, finding and rows, for JSON."""
-        return {"title": self.title, "finding": self.finding, "rows": rows(self.table)}
+        """All of it for JSON; `from_dict` reads it back."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "table"}
+        values |= {"log": sorted(self.log), "percent": sorted(self.percent)}
+        values["references"] = [vars(line) for line in self.references]
+        return plain(values | {"rows": rows(self.table)})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What `to_dict` wrote; numbers that were not finite are NaN."""
+        given = {name: value for name, value in values.items() if name != "rows"}
+        given |= {name: frozenset(values[name]) for name in ("log", "percent")}
+        given["references"] = tuple(Reference(**line) for line in values["references"])
+        return cls(**given, table=pd.DataFrame(values["rows"]))
 
 
 def rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """A table for JSON, which has no NaN and no infinity: None stands for them."""
-    finite = table.replace([np.inf, -np.inf], np.nan).astype(object)
-    return finite.where(finite.notna(), None).to_dict("records")
+    """A table for JSON, row by row."""
+    return plain(table.to_dict("records"))
 
 
 def histogram(values: Mapping[str, Tensor], bins: int, name: str = "name", x: str = "value") -> pd.DataFrame:

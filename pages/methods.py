@@ -40,6 +40,6 @@ with shows:
             "These numbers belong to the recipe that was carried out last, not to the one on the left."
         )
     with st.popover("Export", icon=":material/download:"):
-        outcome.exports(scene, recipe, found)
+        outcome.exports(scene, found)
     outcome.steps(found)
-    outcome.inside(scene, recipe, found)
+    outcome.inside(scene, found)

@@ -1,11 +1,11 @@
 """What the shell says: results on stdout, for people or as JSON, and progress on stderr."""
 
-import json
-import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from core.as_json import to_json
 
 if TYPE_CHECKING:  # torch takes seconds to load, and `--help` needs none of it
     from core.atlas import Atlas
@@ -14,26 +14,6 @@ if TYPE_CHECKING:  # torch takes seconds to load, and `--help` needs none of it
     from core.leaderboard import Leaderboard
     from core.realised import Realised
     from core.run import Run
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON has it: tensors and arrays as lists, what is not finite as null."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    match value:
-        case Mapping():
-            return {str(key): plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [plain(item) for item in value]
-        case float() if not math.isfinite(value):
-            return None
-        case None | bool() | int() | float() | str():
-            return value
-    return str(value)
-
-
-def to_json(value: Any) -> str:
-    return json.dumps(plain(value), indent=2, allow_nan=False)
 
 
 def print_json(value: Any) -> None:

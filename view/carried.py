@@ -1,18 +1,16 @@
 """What a recipe made of a network, measured on the test pictures: carried out once for all readers."""
 
-import time
-from dataclasses import dataclass
-
 import pandas as pd
-from torch import Tensor, nn
+from torch import nn
 
+from core import outcome
 from core.bundles import Setting
 from core.cost import latency
 from core.diagnosis import DIAGNOSTICS
-from core.evaluation import Change, Evaluation, change, evaluate, logits
 from core.figure import Figure
 from core.lab import LABS
-from core.recipe import CompressionResult, Recipe, compress
+from core.outcome import Outcome
+from core.recipe import Recipe
 from core.run import Run, seeded
 from core.weights import load_dataset
 from view import engine
@@ -25,41 +23,21 @@ ROUNDS = 5
 Diagnosed = tuple[pd.DataFrame, tuple[Figure, ...]]
 
 
-@dataclass(frozen=True, eq=False)
-class Carried:
-    """A recipe that was carried out."""
-
-    result: CompressionResult
-    before: Evaluation
-    after: Evaluation
-    change: Change
-    latency: pd.DataFrame  # rows "original" and "compressed", see `core.cost.latency`
-    seconds: float  # that the recipe itself took, with the figures of its steps
-
-    @property
-    def network(self) -> nn.Module:
-        return self.result.model
+@shared(6)
+def carry_out(key: str, recipe: Recipe, _run: Run) -> Outcome:
+    """Compress network `key` and measure both; a reader who leaves stops it, and nothing is kept."""
+    bundle = engine.bundle(key)
+    with engine.slot():
+        return outcome.carry_out(bundle, load_dataset(bundle.dataset), recipe, run=_run, figures=True)
 
 
 @shared(6)
-def carry_out(key: str, recipe: Recipe, _run: Run) -> Carried:
-    """Compress network `key` and measure both; a reader who leaves stops it, and nothing is kept."""
-    bundle, data = engine.bundle(key), load_dataset(engine.bundle(key).dataset)
-    start = time.monotonic()
+def timed(key: str, recipe: Recipe, _network: nn.Module) -> pd.DataFrame:
+    """Rows "original" and "compressed" of `core.cost.latency`, of `_network`, which `recipe` made."""
+    bundle = engine.bundle(key)
+    images = load_dataset(bundle.dataset).test.take(slice(TIMED)).images
     with engine.slot():
-        with _run.step(0, 2):
-            result = compress(bundle.module, setting(key), recipe, _run, figures=True)
-        seconds = time.monotonic() - start
-        with _run.step(1, 2):
-            answers = logits(result.model, data.test, _run)
-        timed = latency(
-            {"original": bundle.module, "compressed": result.model},
-            data.test.take(slice(TIMED)).images,
-            ROUNDS,
-        )
-    before, original = _original(key)
-    after = evaluate(result.model, data.test, answers=answers)
-    return Carried(result, before, after, change(original, answers, data.test.labels), timed, seconds)
+        return latency({"original": bundle.module, "compressed": _network}, images, ROUNDS)
 
 
 @shared(16)
@@ -83,11 +61,3 @@ def setting(key: str) -> Setting:
     bundle = engine.bundle(key)
     data = load_dataset(bundle.dataset)
     return Setting(data.train, data.validation, bundle.module)
-
-
-@shared(4)
-def _original(key: str) -> tuple[Evaluation, Tensor]:
-    """The network as it came, and its logits (N, K), of the test pictures."""
-    bundle, test = engine.bundle(key), load_dataset(engine.bundle(key).dataset).test
-    answers = logits(bundle.module, test)
-    return evaluate(bundle.module, test, answers=answers), answers

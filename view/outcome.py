@@ -1,5 +1,6 @@
 """What came of a recipe: cards, figures of its steps, what changed inside, and how to take it along."""
 
+import json
 import shlex
 import tempfile
 from dataclasses import replace
@@ -8,24 +9,23 @@ from pathlib import Path
 import streamlit as st
 
 from core.diagnosis import DIAGNOSTICS, Diagnostic
-from core.recipe import Recipe
+from core.outcome import Outcome
 from core.weights import save_model
 from view import carried, charts, figures, forms, latency, results
 from view import state as states
-from view.carried import Carried
 from view.charts import Card
 from view.engine import Scene
 from view.progress import visible_run
 from view.url import method_to_text
 
 
-def cards(scene: Scene, found: Carried, dim: bool) -> list[Card]:
+def cards(scene: Scene, found: Outcome, dim: bool) -> list[Card]:
     """Accuracy, weights, multiply-adds, bytes and time, each beside the original's."""
     after, before, chance = found.after, found.before, 1 / len(scene.data.classes)
     notes = [f"95 % {charts.span(after.interval)}, n = {after.n:,}"]
     if after.interval[0] <= chance <= after.interval[1]:
         notes.append(f"chance ({charts.percent(chance)})")
-    rows = {row.name: row for row in found.latency.itertuples()}
+    rows = {row.name: row for row in carried.timed(scene.key, found.recipe, found.network).itertuples()}
     macs = f"was {charts.count(before.macs)}; zeros skipped: {charts.count(after.theoretical_macs)} in theory"
     shown = [
         Card(
@@ -43,16 +43,15 @@ def cards(scene: Scene, found: Carried, dim: bool) -> list[Card]:
     return [replace(card, dim=dim) for card in shown]
 
 
-def steps(found: Carried) -> None:
+def steps(found: Outcome) -> None:
     """The figures of every step, in order."""
-    recipe = found.result.recipe
-    for index, (step, shown) in enumerate(zip(recipe.steps, found.result.figures, strict=True)):
+    for index, (step, shown) in enumerate(zip(found.recipe.steps, found.figures, strict=True)):
         if shown:
             st.html(charts.heading(f"{index + 1} · {step.label()}", "what this step did"))
             figures.show(shown, f"step.{index}.{step.name}")
 
 
-def inside(scene: Scene, recipe: Recipe, found: Carried) -> None:
+def inside(scene: Scene, found: Outcome) -> None:
     """A diagnostic of the reader's choice, on the network before and after."""
     kept = states.state().kept
 
@@ -72,22 +71,22 @@ def inside(scene: Scene, recipe: Recipe, found: Carried) -> None:
             forms.configure(get, save, "diagnostic")
     st.caption(get().summary())
     with visible_run(get().label()) as run:
-        table, shown = carried.diagnose(scene.key, recipe, method_to_text(get()), found.network, run)
+        table, shown = carried.diagnose(scene.key, found.recipe, method_to_text(get()), found.network, run)
     figures.show(shown, "diagnostic")
     details = st.expander("The whole table", on_change=states.act, key="diagnostic-table")
     if details.open:
         details.dataframe(table, hide_index=True, alt=get().summary())
 
 
-def exports(scene: Scene, recipe: Recipe, found: Carried) -> None:
+def exports(scene: Scene, found: Outcome) -> None:
     """The recipe, the command that replays it, and the compressed network itself."""
     architecture = scene.bundle.architecture
     st.download_button(
-        "Recipe (JSON)", recipe.to_json(), "recipe.json", "application/json", on_click="ignore"
+        "Recipe (JSON)", found.recipe.to_json(), "recipe.json", "application/json", on_click="ignore"
     )
     st.download_button(
         "Network (safetensors)",
-        lambda: _file(scene, recipe, found),
+        lambda: _file(scene, found),
         "compressed.safetensors",
         on_click="ignore",
         help="Loads again here, in the shell and in Python; it holds no code",
@@ -97,8 +96,8 @@ def exports(scene: Scene, recipe: Recipe, found: Carried) -> None:
     st.code(shlex.join([*words, "--data", scene.bundle.dataset]), language="sh", wrap_lines=True)
 
 
-def _file(scene: Scene, recipe: Recipe, found: Carried) -> bytes:
-    provenance = scene.bundle.provenance | {"compressed_by": recipe.to_json()}
+def _file(scene: Scene, found: Outcome) -> bytes:
+    provenance = scene.bundle.provenance | {"compressed_by": json.loads(found.recipe.to_json())}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "compressed.safetensors"
         save_model(found.network, path, scene.bundle.architecture, scene.data, provenance)

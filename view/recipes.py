@@ -7,10 +7,10 @@ import streamlit as st
 
 from core.errors import UserError
 from core.layers import prunable
+from core.outcome import Outcome
 from core.recipe import COMPRESSORS, Compressor, Recipe
 from view import carried, forms
 from view import state as states
-from view.carried import Carried
 from view.engine import Scene
 from view.progress import visible_run
 from view.url import steps_from_text, steps_to_text
@@ -101,7 +101,7 @@ def ask(scene: Scene) -> None:
     states.state().kept.pop("carrying", None)
 
 
-def carry_out(scene: Scene, recipe: Recipe) -> Carried:
+def carry_out(scene: Scene, recipe: Recipe) -> Outcome:
     """`carried.carry_out` with a bar; whatever the reader does meanwhile stops it."""
     kept = states.state().kept
     kept["carrying"] = True

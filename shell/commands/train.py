@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from core.as_json import plain, to_json
 from shell.loading import make_folder, use_threads
 from shell.options import given, read_data, read_method
-from shell.output import plain, print_report, run_with_progress, say, to_json
+from shell.output import print_report, run_with_progress, say
 from shell.parameters import Json, Model, Seed, Threads
 
 
