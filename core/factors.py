@@ -12,10 +12,11 @@ ICLR 2016, arXiv:1511.06530 (Tucker-2 as three convolutions).
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -28,6 +29,9 @@ Shape = tuple[int, ...]
 
 PARTS = ("reduce", "kernel", "expand")  # the layers that a factorised one consists of, in order
 CONVERGED = 1e-9  # gain in kept energy below which HOOI stops
+CHANGE, WEIGHTS = "change truncated", "weights truncated"
+TRIED = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # ranks of a curve
+NEAR = 0.01  # of an accuracy
 
 
 # --------------------------------------------------------------------------------- decompositions
@@ -116,6 +120,40 @@ def changed(before: Tensor, factors: tuple[Tensor, Tensor], keep: Tensor | None 
     """
     after = before.double() + factors[0] @ factors[1]
     return after if keep is None else after * keep
+
+
+def truncation_curves(before: Tensor, after: Tensor, accuracy: Callable[[Tensor], float]) -> pd.DataFrame:
+    """What, rank, accuracy: of a network with the weights (m, n) truncated to rank 0 ... min(m, n).
+
+    Either `before` keeps its place and the best rank-r part of the change is added, zeros of
+    `before` staying zeros; or it is the best rank-r part of `after`. `accuracy` judges the weights.
+    """
+    full = min(after.shape)
+    rows = []
+    for rank in sorted({*(rank for rank in TRIED if rank < full), full}):
+        forms = {
+            CHANGE: changed(before, change_factors(before, after, rank), before != 0),
+            WEIGHTS: truncated(after, rank),
+        }
+        rows += [{"what": what, "rank": rank, "accuracy": accuracy(form)} for what, form in forms.items()]
+    return pd.DataFrame(rows)
+
+
+def averaged(curves: pd.DataFrame) -> pd.DataFrame:
+    """Several networks' `truncation_curves`: mean, lowest and highest accuracy."""
+    by = curves.groupby(["what", "rank"], as_index=False).accuracy
+    return by.agg(accuracy="mean", lowest="min", highest="max")
+
+
+def enough(curves: pd.DataFrame) -> dict[str, int]:
+    """What -> the smallest rank whose accuracy is within a point of the network's own."""
+    own = own_accuracy(curves)
+    return curves[curves.accuracy >= own - NEAR].groupby("what")["rank"].min().to_dict()
+
+
+def own_accuracy(curves: pd.DataFrame) -> float:
+    """Of the network as it is: with its whole change."""
+    return curves[curves.what == CHANGE].set_index("rank").accuracy.sort_index().iloc[-1]
 
 
 # -------------------------------------------------------------------------------------------- ranks
