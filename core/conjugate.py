@@ -98,11 +98,12 @@ def equivalents(
 
 
 def relative_distance(reference: Tensor, other: Tensor, norm: str = "operator") -> float:
-    """|other - reference| / |reference|, symmetric (N, N), in the operator or the Frobenius norm."""
-    order = {"operator": 2, "frobenius": "fro"}[norm]
-    return (
-        torch.linalg.matrix_norm(other - reference, order) / torch.linalg.matrix_norm(reference, order)
-    ).item()
+    """|other - reference| / |reference| of symmetric (N, N), in the operator or the Frobenius norm."""
+
+    def size(kernel: Tensor) -> Tensor:
+        return torch.linalg.eigvalsh(kernel).abs().max() if norm == "operator" else kernel.norm()
+
+    return (size(other - reference) / size(reference)).item()
 
 
 def overlaps(one: Tensor, other: Tensor, most: int) -> Tensor:
