@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 from torch import nn
 
 from core.bundles import Setting
-from core.errors import RecipeError, UserError
+from core.errors import RecipeError, Stopped, UserError
 from core.figure import Figure
 from core.layers import bake, private_copy, require_finite
 from core.method import Method, brief, from_dict
@@ -23,6 +23,7 @@ FORMAT = 1
 class Compressor(Method):
     """Turns a network into a smaller one."""
 
+    trains: ClassVar[bool] = False  # by gradient steps: takes its time, and leaves a good state when stopped
     variants: ClassVar[tuple[str, ...]] = ()  # fields whose options count as methods when methods compete
 
     def apply(self, model: nn.Module, setting: Setting, run: Run) -> nn.Module:
@@ -94,6 +95,7 @@ class CompressionResult:
     recipe: Recipe
     records: tuple[dict[str, float], ...] = field(default=())  # what methods recorded, e.g. loss per epoch
     figures: tuple[tuple[Figure, ...], ...] = field(default=())  # of every step, where they were asked for
+    finished: bool = True  # False: stopped, and `model` is what there was by then
 
 
 def compress(
@@ -101,7 +103,9 @@ def compress(
 ) -> CompressionResult:
     """Apply `recipe` to a copy of `model`; the caller's model and random state are left as they are.
 
-    With `figures`, every step also shows what it did; the network is the same with and without.
+    With `figures`, every step also shows what it did; the network is the same with and without. Where
+    `run` is stopped (`Stopped`), the result is what the steps before made, and of a step that trains
+    its last whole epoch.
 
     Raises:
         UnsupportedModelError: a weight is NaN or infinite, or a step cannot work on this model.
@@ -109,18 +113,25 @@ def compress(
     run = run or Run()
     require_finite(model)
     recorded = len(run.records)
-    compressed = copy.deepcopy(model).to(run.device).eval()
-    shown: list[tuple[Figure, ...]] = []
+    compressed, shown, finished = copy.deepcopy(model).to(run.device).eval(), [], True
     for index, step in enumerate(recipe.steps):
-        before = private_copy(compressed, run.device) if figures else None
+        seed, before = recipe.seed + index, private_copy(compressed, run.device) if figures else None
+        kept = None if step.trains else copy.deepcopy(compressed)
         with run.step(index, len(recipe.steps)):
-            with run.step(0, 2) if figures else nullcontext(), seeded(recipe.seed + index, run):
-                compressed = step.apply(compressed, setting, run).eval()
+            try:
+                with run.step(0, 2) if figures else nullcontext(), seeded(seed, run):
+                    compressed = step.apply(compressed, setting, run).eval()
+            except Stopped:
+                compressed, finished = kept or compressed, False
+                break
+            try:
+                if before is not None:
+                    after = private_copy(compressed, run.device)
+                    with run.step(1, 2), seeded(seed, run):
+                        shown.append(tuple(step.figures(before, after, setting, run)))
                 run.report(1.0, step.label())
-            if before is not None:
-                after = private_copy(compressed, run.device)
-                with run.step(1, 2), seeded(recipe.seed + index, run):
-                    shown.append(tuple(step.figures(before, after, setting, run)))
-                    run.report(1.0, step.label())
+            except Stopped:
+                finished = False
+                break
     network = bake(compressed).requires_grad_(False)
-    return CompressionResult(network, recipe, tuple(run.records[recorded:]), tuple(shown))
+    return CompressionResult(network, recipe, tuple(run.records[recorded:]), tuple(shown), finished)

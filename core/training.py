@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from core.bundles import Split
-from core.errors import CheckpointError, TrainingError
+from core.errors import CheckpointError, Stopped, TrainingError
 from core.method import Method, brief, choice, flag, number
 from core.run import Run
 
@@ -72,6 +72,7 @@ def fit(
     Raises:
         TrainingError: there are no pictures, or loss or weights are not finite; `model` then holds
             the last good epoch's state, in eval mode, frozen.
+        Stopped: `run` was stopped; likewise.
         CheckpointError: `checkpoint` is of another network or schedule.
     """
     if not len(train):
@@ -85,35 +86,52 @@ def fit(
     parts = {"model": model, "average": average, "optimizer": optimizer, "rate": rate}
     done = _resume(checkpoint, parts, schedule, run)
     good = _snapshot(model)
-    for epoch in run.track(range(done, schedule.epochs), "Training"):
-        total = 0.0
-        order = torch.randperm(len(train)).split(schedule.batch_size)
-        for step, index in enumerate(order):
-            images = augment(train.pixels[index], schedule.crop, schedule.flip).to(device)
-            images = train.normalise(images).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bfloat16):
-                value = loss(model, images, train.labels[index].to(device))
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            rate.step()
-            if schedule.ema:
-                average.update_parameters(model)
-            total += value.item() * len(index)
-            if not math.isfinite(total):
-                raise _diverged(model, good, f"the loss became {value.item()}", epoch, schedule)
-            run.report((step + 1) / len(order), f"Epoch {epoch + 1} of {schedule.epochs}")
-        if not all(value.isfinite().all() for value in model.state_dict().values()):
-            raise _diverged(model, good, "weights became NaN or infinite", epoch, schedule)
-        good = _snapshot(model)
-        row = {"epoch": epoch + 1, "loss": total / len(train)}
-        if validation is not None:
-            row["validation_accuracy"] = _accuracy(average.module if schedule.ema else model, validation)
-        run.record(**row)
-        _save(checkpoint, parts, schedule, run, epoch + 1)
-    if schedule.ema:
-        model.load_state_dict(average.module.state_dict())
-    model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
+    try:
+        for epoch in run.track(range(done, schedule.epochs), "Training"):
+            mean = _epoch(model, train, loss, schedule, run, parts, epoch)
+            if not all(value.isfinite().all() for value in model.state_dict().values()):
+                raise _diverged("weights became NaN or infinite", epoch, schedule)
+            good = _snapshot(model)
+            row = {"epoch": epoch + 1, "loss": mean}
+            if validation is not None:
+                row["validation_accuracy"] = _accuracy(average.module if schedule.ema else model, validation)
+            run.record(**row)
+            _save(checkpoint, parts, schedule, run, epoch + 1)
+        if schedule.ema:
+            model.load_state_dict(average.module.state_dict())
+    except (Stopped, TrainingError):
+        model.load_state_dict(good)
+        raise
+    finally:
+        model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
+
+
+def _epoch(
+    model: nn.Module, train: Split, loss: Loss, schedule: Schedule, run: Run, parts: dict, epoch: int
+) -> float:
+    """One pass over `train`; returns the mean loss.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    device, total = torch.device(run.device), 0.0
+    order = torch.randperm(len(train)).split(schedule.batch_size)
+    for step, index in enumerate(order):
+        images = augment(train.pixels[index], schedule.crop, schedule.flip).to(device)
+        images = train.normalise(images).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bfloat16):
+            value = loss(model, images, train.labels[index].to(device))
+        parts["optimizer"].zero_grad()
+        value.backward()
+        parts["optimizer"].step()
+        parts["rate"].step()
+        if schedule.ema:
+            parts["average"].update_parameters(model)
+        total += value.item() * len(index)
+        if not math.isfinite(total):
+            raise _diverged(f"the loss became {value.item()}", epoch, schedule)
+        run.report((step + 1) / len(order), f"Epoch {epoch + 1} of {schedule.epochs}")
+    return total / len(train)
 
 
 def augment(pixels: Tensor, crop: int, flip: bool) -> Tensor:
@@ -171,10 +189,7 @@ def _accuracy(model: nn.Module, split: Split) -> float:
     return torch.cat(hits).mean().item()
 
 
-def _diverged(model: nn.Module, good: dict, what: str, epoch: int, schedule: Schedule) -> TrainingError:
-    """The error of a training that left the finite numbers, once `model` has its last good state."""
-    model.load_state_dict(good)
-    model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
+def _diverged(what: str, epoch: int, schedule: Schedule) -> TrainingError:
     advice = f"a learning rate below {schedule.learning_rate:g} may help"
     return TrainingError(f"training: {what} in epoch {epoch + 1}; {advice}")
 

@@ -9,12 +9,19 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrize
 
-from core.errors import RecipeError, UnsupportedModelError, UserError
+from core.errors import RecipeError, Stopped, UnsupportedModelError, UserError
 from core.layers import apply_mask, bake, private_copy, require_finite, require_layers
 from core.methods.fine_tuning import FineTuning
 from core.methods.prune_weights import PruneWeights
 from core.recipe import Recipe, compress
 from core.run import Progress, Run, seeded
+
+
+def assert_equal(first: nn.Module, second: nn.Module) -> None:
+    a, b = first.state_dict(), second.state_dict()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
 
 GOOD = {"format": 1, "seed": 0, "steps": []}
 
@@ -199,3 +206,44 @@ def test_seeded_blocks_repeat_and_give_the_callers_numbers_back():
             blocks.append(torch.rand(4))
     assert torch.equal(blocks[0], blocks[1])
     assert torch.equal(torch.rand(3), expected)
+
+
+class TestStopped:
+    """A front end that raises `Stopped` keeps what there is by then."""
+
+    def stopping(self, when):
+        def look(progress: Progress) -> None:
+            if when(progress):
+                raise Stopped
+
+        return Run(on_progress=look)
+
+    def test_in_a_step_leaves_what_the_steps_before_made(self, tiny_model, setting):
+        first, second = PruneWeights(sparsity=0.5), PruneWeights(sparsity=0.9)
+        expected = compress(tiny_model, setting, Recipe((first,))).model
+        run = self.stopping(lambda progress: progress.fraction > 0.6)
+        result = compress(tiny_model, setting, Recipe((first, second)), run)
+        assert not result.finished
+        assert_equal(result.model, expected)
+
+    def test_in_training_leaves_the_last_whole_epoch(self, tiny_model, setting):
+        step = FineTuning(epochs=3, batch_size=16)
+        run = self.stopping(lambda progress: "Epoch 3" in progress.message)
+        result = compress(tiny_model, setting, Recipe((step,)), run)
+        assert not result.finished
+        assert [row["epoch"] for row in result.records] == [1, 2]
+        seen = []
+        watched = Run(on_progress=lambda progress: seen.append(progress))
+        whole = compress(tiny_model, setting, Recipe((step,)), watched)
+        assert whole.finished
+        assert result.records == whole.records[:2]
+        assert not any(module.training for module in result.model.modules())
+        with pytest.raises(AssertionError):
+            assert_equal(result.model, whole.model)
+
+    def test_while_a_finished_step_shows_itself_keeps_that_step(self, tiny_model, setting):
+        expected = compress(tiny_model, setting, Recipe((PruneWeights(sparsity=0.5),))).model
+        run = self.stopping(lambda progress: progress.fraction == 1)
+        result = compress(tiny_model, setting, Recipe((PruneWeights(sparsity=0.5),)), run, figures=True)
+        assert not result.finished
+        assert_equal(result.model, expected)
