@@ -30,6 +30,38 @@ RULES = ("best", "any", "share")
 _EVERYTHING = torch.ones((), dtype=torch.bool)  # expands to a mask that keeps all
 
 
+class Size(NamedTuple):
+    """How large one layer of a chain is."""
+
+    own: int  # inputs from the layer before
+    carried: int  # inputs of the shortcut past the layer before; 0 where there is none
+    outputs: int
+    biased: bool  # is a bias stored?
+
+    @property
+    def inputs(self) -> int:
+        return self.own + self.carried
+
+    @property
+    def shortcut(self) -> int:
+        """Numbers stored in the shortcut."""
+        return self.carried * self.outputs
+
+    def merge(self, following: "Size", linear: int, dead: int) -> "list[Size]":
+        """The two layers without so many neurons between them; see the function `merge`."""
+        stay = self.outputs - linear - dead
+        biased = following.biased or (self.biased and linear > 0)
+        if not stay:
+            return [Size(self.own, self.carried, following.outputs, biased)]
+        carried = self.inputs if linear else following.carried
+        return [self._replace(outputs=stay), Size(stay, carried, following.outputs, biased)]
+
+
+def stored(sizes: Sequence[Size]) -> int:
+    """Numbers in weights, shortcuts and biases."""
+    return sum((size.inputs + size.biased) * size.outputs for size in sizes)
+
+
 @dataclass(frozen=True, eq=False)
 class Affine:
     """One layer of a chain: x -> weight x + bias. In front of every layer but the first there is a ReLU.
@@ -46,9 +78,9 @@ class Affine:
     keep_bias: Tensor = _EVERYTHING
 
     @property
-    def carried(self) -> int:
-        """Inputs of the shortcut; 0 where there is none."""
-        return self.weight.shape[1] - self.own
+    def size(self) -> Size:
+        outputs, inputs = self.weight.shape
+        return Size(self.own, inputs - self.own, outputs, self.biased)
 
     def normed(self, norm: nn.BatchNorm1d) -> "Affine":
         """With the batch norm behind it folded in."""
@@ -67,13 +99,6 @@ class Affine:
         weight, bias = self.weight[neurons], self.bias[neurons]
         return replace(self, weight=weight, bias=bias, keep_weight=keep_weight, keep_bias=keep_bias)
 
-    def outline(self) -> "Affine":
-        """The shapes without the numbers: merging costs nothing, and counts the same."""
-        return replace(self, **{name: getattr(self, name).to("meta") for name in _TENSORS})
-
-
-_TENSORS = ("weight", "bias", "keep_weight", "keep_bias")
-
 
 def merge(first: Affine, second: Affine, linear: Tensor, dead: Tensor) -> list[Affine]:
     """Two layers of a chain without the neurons between them that are `linear` or `dead`, (m,) bool.
@@ -81,12 +106,13 @@ def merge(first: Affine, second: Affine, linear: Tensor, dead: Tensor) -> list[A
     A linear neuron gives way to what it reads, a dead one to zero. If none is left, the layers are one.
     """
     gone, stay = linear.nonzero()[:, 0], (~(linear | dead)).nonzero()[:, 0]
-    own, shortcut = second.weight.split([second.own, second.carried], 1)
-    keep, keep_shortcut = second.keep_weight.expand_as(second.weight).split([second.own, second.carried], 1)
+    columns = second.size[:2]
+    own, shortcut = second.weight.split(columns, 1)
+    keep, keep_shortcut = second.keep_weight.expand_as(second.weight).split(columns, 1)
     bias = second.bias + own[:, gone] @ first.bias[gone]
     if len(gone) or not len(stay):
         product = own[:, gone] @ first.weight[gone]
-        shortcut = product + shortcut if second.carried else product
+        shortcut = product + shortcut if second.size.carried else product
         keep_shortcut = torch.ones_like(shortcut, dtype=torch.bool)
     merged = Affine(
         weight=torch.cat([own[:, stay], shortcut], 1),
@@ -127,35 +153,32 @@ class Decision(NamedTuple):
         return self.inputs * self.outputs / (self.inputs + self.outputs + 1)
 
 
-def merge_chain(
-    layers: Sequence[Affine], linear: Sequence[Tensor], dead: Sequence[Tensor], rule: Rule
-) -> tuple[list[Affine], list[Decision]]:
-    """The chain without its linear neurons, from the front to the back, and what was decided.
+def decide(
+    sizes: Sequence[Size], linear: Sequence[int], dead: Sequence[int], rule: Rule
+) -> tuple[list[Size], list[Decision]]:
+    """What becomes of a chain with so many `linear` and `dead` neurons in its hidden layers, front to back.
 
-    `linear` and `dead` are (m,) bool for every hidden layer. Dead neurons go in any case, linear ones
-    where `rule` says so. What is carried past one layer is an input of the next.
+    Dead neurons go in any case, linear ones where `rule` says so. What is carried past one layer is an
+    input of the next.
     """
-    done, decisions = [layers[0]], []
-    for second, straight, silent in zip(layers[1:], linear, dead, strict=True):
+    done, decisions = [sizes[0]], []
+    for second, straight, silent in zip(sizes[1:], linear, dead, strict=True):
         first = done.pop()
-        merged = merge(first, second, straight, silent)
-        unmerged = merge(first, second, torch.zeros_like(straight), silent)
-        count, saved = int(straight.sum()), parameters(unmerged) - parameters(merged)
-        goes = rule.merges(count, len(straight), saved)
-        sizes = first.weight.shape[1], len(second.weight)
-        decisions.append(Decision(count, int(silent.sum()), *sizes, goes))
+        merged, unmerged = first.merge(second, straight, silent), first.merge(second, 0, silent)
+        goes = rule.merges(straight, first.outputs, stored(unmerged) - stored(merged))
+        decisions.append(Decision(straight, silent, first.inputs, second.outputs, goes))
         done += merged if goes else unmerged
     return done, decisions
 
 
-def parameters(layers: Sequence[Affine]) -> int:
-    """Numbers that are stored: weights, biases, shortcuts."""
-    return sum(layer.weight.numel() + layer.biased * len(layer.bias) for layer in layers)
-
-
-def shortcut_parameters(layers: Sequence[Affine]) -> int:
-    """Those of them that lie in shortcuts."""
-    return sum(len(layer.weight) * layer.carried for layer in layers)
+def merge_chain(
+    layers: Sequence[Affine], linear: Sequence[Tensor], dead: Sequence[Tensor], decisions: Sequence[Decision]
+) -> list[Affine]:
+    """The chain as decided; `linear` and `dead` are (m,) bool for every hidden layer."""
+    done = [layers[0]]
+    for second, straight, silent, decision in zip(layers[1:], linear, dead, decisions, strict=True):
+        done += merge(done.pop(), second, straight & decision.merged, silent)
+    return done
 
 
 def preactivations(layers: Sequence[Affine], x: Tensor) -> list[Tensor]:
@@ -163,7 +186,7 @@ def preactivations(layers: Sequence[Affine], x: Tensor) -> list[Tensor]:
     values = [x @ layers[0].weight.T + layers[0].bias]
     for layer in layers[1:]:
         hidden = values[-1].relu()
-        x = torch.cat([hidden, x], -1) if layer.carried else hidden
+        x = torch.cat([hidden, x], -1) if layer.size.carried else hidden
         values.append(x @ layer.weight.T + layer.bias)
     return values
 
@@ -178,7 +201,7 @@ def always_active(layers: Sequence[Affine], low: Tensor, high: Tensor) -> list[T
         up, down = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
         least, most = up @ low + down @ high + layer.bias, up @ high + down @ low + layer.bias
         proved.append(least > 0)
-        past = (low, high) if following.carried else (low[:0], high[:0])
+        past = (low, high) if following.size.carried else (low[:0], high[:0])
         low, high = torch.cat([least.relu(), past[0]]), torch.cat([most.relu(), past[1]])
     return proved
 
@@ -190,49 +213,52 @@ class MergedChain(nn.Module):
     """Linear layers with ReLU in between; shortcuts lead all that a layer reads past it to the next one.
 
     `widths` are the numbers of inputs and of every layer's outputs; `shortcuts` and `biases` say which
-    layers have them.
+    layers have them. Layer k reads value k, the inputs or what the ReLU in front of it gives; a shortcut
+    is a linear layer for every earlier value that it reads, so that removing neurons finds its way.
     """
 
     def __init__(self, widths: Sequence[int], shortcuts: Sequence[bool], biases: Sequence[bool]) -> None:
         super().__init__()
-        if shortcuts[0]:
-            raise ValueError("nothing leads past the first layer's inputs")
         sizes = zip(pairwise(widths), biases, strict=True)
         self.layers = nn.ModuleList(nn.Linear(*size, bias=biased) for size, biased in sizes)
         self.relus = nn.ModuleList(nn.ReLU() for _ in self.layers[1:])
-        self.past = nn.ModuleDict()  # index of a layer -> its shortcut
-        read = 0  # inputs of the layer before, carried ones included
-        for index, (carried, (own, outputs)) in enumerate(zip(shortcuts, pairwise(widths), strict=True)):
-            if carried:
-                self.past[str(index)] = nn.Linear(read, outputs, bias=False)
-            read = own + (read if carried else 0)
+        self.past = nn.ModuleDict()  # "j-k": what layer k reads of value j
+        self.shortcuts = tuple(shortcuts)
+        for index, outputs in enumerate(widths[1:]):
+            for source in self.sources(index):
+                self.past[f"{source}-{index}"] = nn.Linear(widths[source], outputs, bias=False)
+
+    def sources(self, index: int) -> list[int]:
+        """The values that the shortcut of layer `index` reads: all that the layer before reads."""
+        return [index - 1, *self.sources(index - 1)] if self.shortcuts[index] else []
 
     @classmethod
     def of(cls, layers: Sequence[Affine]) -> "MergedChain":
         """The module that computes `layers`, in float64; what was held at zero still is."""
         widths = [layers[0].own, *(len(layer.weight) for layer in layers)]
-        shortcuts, biases = [layer.carried > 0 for layer in layers], [layer.biased for layer in layers]
-        made = cls(widths, shortcuts, biases).double()
+        made = cls(widths, [layer.size.carried > 0 for layer in layers], [layer.biased for layer in layers])
+        made = made.double()
         for index, layer in enumerate(layers):
-            sizes = [layer.own, layer.carried]
-            own, shortcut = layer.weight.split(sizes, 1)
-            keep, keep_shortcut = layer.keep_weight.expand_as(layer.weight).split(sizes, 1)
-            _fill(made.layers[index], "weight", own, keep)
+            parts = made.parts(index)
+            columns = [part.in_features for part in parts]
+            keep = layer.keep_weight.expand_as(layer.weight).split(columns, 1)
+            for part, weight, kept in zip(parts, layer.weight.split(columns, 1), keep, strict=True):
+                _fill(part, "weight", weight, kept)
             if layer.biased:
-                _fill(made.layers[index], "bias", layer.bias, layer.keep_bias.expand_as(layer.bias))
-            if layer.carried:
-                _fill(made.past[str(index)], "weight", shortcut, keep_shortcut)
+                _fill(parts[0], "bias", layer.bias, layer.keep_bias.expand_as(layer.bias))
         return made
 
+    def parts(self, index: int) -> list[nn.Linear]:
+        """Layer `index` and its shortcut, in the order of an `Affine`'s columns."""
+        return [self.layers[index], *(self.past[f"{source}-{index}"] for source in self.sources(index))]
+
     def forward(self, x: Tensor) -> Tensor:
-        out = read = x
+        values = [x]
         for index, layer in enumerate(self.layers):
-            hidden = self.relus[index - 1](out) if index else x
-            out = layer(hidden)
-            if str(index) in self.past:
-                out, read = out + self.past[str(index)](read), torch.cat([hidden, read], -1)
-            else:
-                read = hidden
+            past = [self.past[f"{source}-{index}"](values[source]) for source in self.sources(index)]
+            out = sum(past, start=layer(values[index]))
+            if index < len(self.relus):
+                values.append(self.relus[index](out))
         return out
 
     @property
@@ -247,10 +273,6 @@ class MergedChain(nn.Module):
                 "checkpoint: the layers of a merged chain must be linear, got others in their place"
             )
         return (self.layers[0].in_features, *(layer.out_features for layer in self.layers))
-
-    @property
-    def shortcuts(self) -> tuple[bool, ...]:
-        return tuple(str(index) in self.past for index in range(len(self.layers)))
 
     @property
     def biases(self) -> tuple[bool, ...]:
@@ -273,9 +295,9 @@ class Chain:
     hidden: tuple[str, ...]  # the linear layers in front of its ReLUs
     parameters: int  # stored, batch norms included
 
-    def outline(self) -> "Chain":
-        """Without numbers; see `Affine.outline`."""
-        return replace(self, layers=tuple(layer.outline() for layer in self.layers))
+    @property
+    def sizes(self) -> list[Size]:
+        return [layer.size for layer in self.layers]
 
     def put(self, model: nn.Module, layers: Sequence[Affine]) -> None:
         """Let `model` compute `layers` in the chain's place."""
@@ -365,12 +387,14 @@ class _Search:
         if not isinstance(module, MergedChain) or not module.plain:
             return {}
         found = {}
-        for index, layer in enumerate(module.layers):
-            name, past = f"{node.target}.layers.{index}", f"{node.target}.past.{index}"
-            found[name] = self._affine(name, layer)
-            if str(index) in module.past:
-                shortcut = self._affine(past, module.past[str(index)])
-                found[name] = _beside(found[name], shortcut)
+        for index in range(len(module.layers)):
+            name = f"{node.target}.layers.{index}"
+            found[name] = self._affine(name, module.layers[index])
+            for source in module.sources(index):
+                past = f"{source}-{index}"
+                found[name] = _beside(
+                    found[name], self._affine(f"{node.target}.past.{past}", module.past[past])
+                )
         return found
 
     def _affine(self, name: str, layer: nn.Linear) -> Affine:
@@ -392,7 +416,7 @@ class _Search:
 
 
 def _beside(layer: Affine, shortcut: Affine) -> Affine:
-    """`layer` with the columns of `shortcut` behind its own."""
+    """`layer` with the columns of `shortcut` behind those that it has."""
     keep = [part.keep_weight.expand_as(part.weight) for part in (layer, shortcut)]
     return replace(
         layer, weight=torch.cat([layer.weight, shortcut.weight], 1), keep_weight=torch.cat(keep, 1)
