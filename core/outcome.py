@@ -4,10 +4,12 @@ A folder holds `model.safetensors` (which loads by itself and holds no code), `r
 `report.json` and, where steps showed something, `figures.json`.
 """
 
+import contextlib
 import json
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,12 @@ from torch import nn
 
 from core.as_json import to_json
 from core.bundles import DatasetBundle, ModelBundle, Setting
-from core.errors import CheckpointError
+from core.errors import CheckpointError, Stopped
 from core.evaluation import Change, Evaluation, change, evaluate, logits
 from core.figure import Figure
 from core.method import brief
 from core.recipe import Recipe, compress
-from core.run import Run
+from core.run import Progress, Run
 from core.weights import read_model, save_model
 
 PARTS = ("model.safetensors", "recipe.json", "report.json", "figures.json")
@@ -42,6 +44,7 @@ class Outcome:
     history: tuple[dict[str, float], ...]  # what methods recorded, e.g. the loss of every epoch
     figures: tuple[tuple[Figure, ...], ...]  # of every step; empty where none were asked for
     seconds: float  # that the recipe took, without the measuring
+    finished: bool = True  # False: it was stopped, and `network` is what there was by then
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; network and figures left out."""
@@ -61,6 +64,7 @@ class Outcome:
             "changed_images": self.change.changed.tolist(),
             "history": list(self.history),
             "seconds": round(self.seconds, 2),
+            "finished": self.finished,
         }
 
     def figures_dict(self) -> list[list[dict[str, Any]]]:
@@ -94,7 +98,7 @@ class Outcome:
             before, after = (_evaluation(saved[side]) for side in ("before", "after"))
             difference = math.nan if saved["difference"] is None else saved["difference"]
             return cls(
-                **{name: saved[name] for name in ("model", "data", "split", "seconds")},
+                **{name: saved[name] for name in ("model", "data", "split", "seconds", "finished")},
                 recipe=Recipe.from_json(recipe),
                 network=read_model(folder / PARTS[0]).module,
                 before=before,
@@ -132,10 +136,10 @@ def carry_out(
     with run.step(0, 2):
         result = compress(bundle.module, setting, recipe, run, figures=figures)
     seconds, networks = time.monotonic() - start, (bundle.module, result.model)
-    answers = []
+    answers, measuring = [], replace(run, on_progress=_undeterred(run.on_progress))
     for index, network in enumerate(networks):
-        with run.step(2 + index, 4):
-            answers.append(logits(network, pictures, run))
+        with measuring.step(2 + index, 4):
+            answers.append(logits(network, pictures, measuring))
     before, after = (
         evaluate(network, pictures, answers=given) for network, given in zip(networks, answers, strict=True)
     )
@@ -151,7 +155,18 @@ def carry_out(
         history=result.records,
         figures=result.figures,
         seconds=seconds,
+        finished=result.finished,
     )
+
+
+def _undeterred(report: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """The same, except that it stops nothing: what there is by then is measured."""
+
+    def on(progress: Progress) -> None:
+        with contextlib.suppress(Stopped):
+            report(progress)
+
+    return on
 
 
 def _evaluation(saved: dict[str, Any]) -> Evaluation:

@@ -1,0 +1,150 @@
+"""Jobs: workers of their own do what `compress` does, say how far they are, stop when asked, and may die."""
+
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from core.bundles import Setting
+from core.errors import CheckpointError
+from core.jobs import Job, Jobs, Order, Status
+from core.recipe import COMPRESSORS, Recipe, compress
+from core.weights import load_dataset, load_model, shipped
+
+PATIENCE_S = 120
+
+
+def order(*steps, seed: int = 0) -> Order:
+    found = next(each for each in shipped() if (each.model.name, each.dataset) == ("mlp", "digits"))
+    recipe = Recipe(steps, seed).to_json()
+    return Order(found.model.to_dict(), {"method": "digits"}, str(found.path), recipe, threads=1)
+
+
+def tuning(epochs: int, images: int = 200):
+    return COMPRESSORS["fine-tuning"](epochs=epochs, images=images, batch_size=32)
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    return Jobs(tmp_path / "jobs", most=1)
+
+
+def until(wanted, seconds: float = PATIENCE_S):
+    due = time.monotonic() + seconds
+    while not (found := wanted()):
+        assert time.monotonic() < due
+        time.sleep(0.02)
+    return found
+
+
+def test_a_job_makes_the_network_that_compress_makes_and_tells_its_history(jobs):
+    asked = order(COMPRESSORS["prune-weights"](sparsity=0.8), tuning(3), seed=5)
+    job = jobs.submit(asked)
+    assert jobs.wait(job, PATIENCE_S).state == "done"
+    data, bundle = load_dataset("digits"), load_model("mlp", "digits")
+    torch.set_num_threads(1)
+    setting = Setting(data.train, data.validation, bundle.module)
+    made = compress(bundle.module, setting, asked.read_recipe())
+    outcome = job.outcome()
+    assert torch.equal(outcome.network(data.test.images), made.model(data.test.images))
+    assert [row["epoch"] for row in job.history] == [1, 2, 3]
+    assert tuple(job.history) == outcome.history == made.records
+    assert outcome.finished
+
+
+def test_an_equal_order_is_the_same_job_also_for_another_server(jobs):
+    asked = order(COMPRESSORS["prune-weights"]())
+    first = jobs.submit(asked)
+    assert jobs.submit(replace(asked)) == first
+    jobs.wait(first, PATIENCE_S)
+    began = first.status.began
+    other = Jobs(jobs.directory, most=1)  # as after a restart
+    assert [job.id for job in other] == [first.id]
+    assert other.submit(asked).status.began == began
+    assert other.get(order(COMPRESSORS["prune-weights"](sparsity=0.1))) is None
+
+
+def test_cancelling_keeps_the_whole_epochs_by_then(jobs):
+    job = jobs.submit(order(tuning(500, images=2000)))
+    until(lambda: len(job.history) >= 2)
+    asked = time.monotonic()
+    job.cancel()
+    until(lambda: job.status.message.startswith("Stopped") or job.status.over)
+    assert time.monotonic() - asked < 5  # one second where the machine has nothing else to do
+    status = jobs.wait(job, PATIENCE_S)
+    assert status.state == "cancelled"
+    outcome = job.outcome()
+    assert not outcome.finished
+    assert 2 <= len(outcome.history) < 500
+    again = jobs.submit(job.order)  # cancelled is not done: it may be begun again
+    assert not again.status.over
+    again.cancel()
+    jobs.wait(again, PATIENCE_S)
+
+
+def test_while_one_runs_the_next_waits_and_can_be_cancelled_there(jobs):
+    first = jobs.submit(order(tuning(500, images=2000)))
+    until(lambda: first.status.state == "running")
+    second = jobs.submit(order(tuning(499, images=2000)))
+    time.sleep(1)
+    assert second.status.state == "waiting"
+    second.cancel()
+    assert until(lambda: second.status.over and second.status.state) == "cancelled"
+    with pytest.raises(CheckpointError):
+        second.outcome()
+    first.cancel()
+    jobs.wait(first, PATIENCE_S)
+
+
+def test_a_killed_worker_is_reported_and_the_next_job_runs(jobs):
+    job = jobs.submit(order(tuning(500, images=2000)))
+    until(lambda: job.history)
+    os.kill(jobs._workers[job.id].pid, signal.SIGKILL)
+    status = jobs.wait(job, PATIENCE_S)
+    assert status.state == "lost"
+    assert "exit status -9" in status.problem
+    after = jobs.submit(order(COMPRESSORS["prune-weights"]()))
+    assert jobs.wait(after, PATIENCE_S).state == "done"
+
+
+def test_a_worker_of_a_server_that_is_gone_is_watched_by_its_signs_of_life(tmp_path):
+    folder = tmp_path / "jobs" / "ab12"
+    folder.mkdir(parents=True)
+    Job(folder).write(Status("running", asked=1.0, began=1.0))
+    (folder / "alive").touch()
+    os.utime(folder / "alive", (1.0, 1.0))
+    jobs = Jobs(tmp_path / "jobs")
+    status = jobs.wait(Job(folder), PATIENCE_S)
+    assert status.state == "lost"
+    assert "no sign of life" in status.problem
+    jobs.remove(Job(folder))
+    assert list(jobs) == []
+
+
+def test_what_cannot_be_carried_out_fails_with_its_sentence(jobs):
+    status = jobs.wait(jobs.submit(order(COMPRESSORS["layer-removal"]())), PATIENCE_S)
+    assert status.state == "failed"
+    assert "residual block" in status.problem
+    broken = jobs.submit(replace(order(), weights="/no/such/file.safetensors"))
+    status = jobs.wait(broken, PATIENCE_S)
+    assert status.state == "failed"
+    assert "not there" in status.problem
+
+
+def test_a_folder_that_is_no_job_is_left_out(jobs):
+    (jobs.directory / "notes").mkdir()
+    (jobs.directory / "half").mkdir()
+    (jobs.directory / "half" / "state.json").write_text(json.dumps({"state": "running", "no": 1}))
+    assert list(jobs) == []
+
+
+def test_the_time_left_is_said_once_it_is_more_than_a_guess():
+    now = time.time()
+    assert Status("running", 0.5, began=now - 10).remaining_s == pytest.approx(10, rel=0.05)
+    assert Status("running", 0.01, began=now - 10).remaining_s is None
+    assert Status("waiting").remaining_s is None
+    assert Status("done", 1.0, began=now - 10, ended=now - 4).seconds == pytest.approx(6)
