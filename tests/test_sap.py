@@ -12,6 +12,7 @@ from torch.nn.utils import prune
 from core.bundles import DATASETS, MODELS, Setting
 from core.compressibility import gini, pq_index
 from core.criterion import sample
+from core.errors import Stopped
 from core.evaluation import evaluate
 from core.labs.sap_phases import SapPhases
 from core.layers import apply_mask, bake, prunable
@@ -169,6 +170,19 @@ def test_the_figures_show_this_steps_iterations(tiny_model, tiny_data):
         assert accuracy.remaining.tolist() == [record["remaining"] for record in records]
         index = shown["How uneven the remaining weights are"].table
         assert index[index["index"] == "Gini index"].value.tolist() == [r["gini"] for r in records]
+
+
+def test_when_stopped_the_last_whole_iteration_is_what_there_is(tiny_model, tiny_data):
+    def stop_in_the_third(progress):
+        if len(run.records) == 2 and "Epoch" in progress.message:
+            raise Stopped
+
+    run = Run(stop_in_the_third)
+    setting = Setting(tiny_data.train, tiny_data.validation, tiny_model)
+    stopped = compress(tiny_model, setting, Recipe((Sap(**QUICK),)), run)
+    assert not stopped.finished
+    whole = run_sap(tiny_model, tiny_data, iterations=1).model
+    assert all(torch.equal(a, b) for a, b in zip(stopped.model.parameters(), whole.parameters(), strict=True))
 
 
 # ----------------------------------------------------------------------------- what the paper reports

@@ -108,7 +108,7 @@ class Compressibility(Diagnostic):
             long.dropna(),
             "layer",
             "kept",
-            "bars",
+            "points",
             colour="rule",
             panel="network",
             percent=frozenset({"kept"}),

@@ -118,7 +118,7 @@ def _indices(means: pd.DataFrame) -> Figure:
     sap = means[means.rule == RULES["sap"]]
     least, first, last = sap.loc[sap.pq_index.idxmin()], sap.iloc[0], sap.iloc[-1]
     collapsed = sap[sap.validation_accuracy < first.validation_accuracy - LOST]
-    marks = [Reference("x", float(least.iteration), "SAP: PQ index at its lowest")]
+    marks = ()
     finding = (
         f"SAP takes the PQ index of the trained weights from {first.pq_index:.3f} to "
         f"{sap.pq_index.iloc[1]:.3f} in its first iteration and to {least.pq_index:.3f} at its lowest, "
@@ -126,10 +126,12 @@ def _indices(means: pd.DataFrame) -> Figure:
     )
     if len(collapsed):
         lost = collapsed.iloc[0]
-        marks.append(Reference("x", float(lost.iteration), f"SAP: {100 * LOST:g} points lost"))
+        marks = (Reference("x", float(lost.iteration), "SAP loses accuracy"),)
         finding += f"at iteration {lost.iteration:.0f} more than {100 * LOST:g} points of accuracy are lost."
     else:
-        finding += f"down to {last.remaining:.1%} of the weights at most {100 * LOST:g} points of accuracy go."
+        finding += (
+            f"down to {last.remaining:.1%} of the weights at most {100 * LOST:g} points of accuracy go."
+        )
     names = {"pq_index": "PQ index", "gini": "Gini index"}
     long = means.rename(columns=names).melt(["rule", "iteration"], list(names.values()), "index", "value")
     return Figure(
@@ -141,5 +143,5 @@ def _indices(means: pd.DataFrame) -> Figure:
         colour="rule",
         panel="index",
         labels={"value": "index (0: all equal)"},
-        references=tuple(marks),
+        references=marks,
     )

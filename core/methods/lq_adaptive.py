@@ -57,6 +57,7 @@ class LqAdaptive(Compressor):
 
     name: ClassVar[str] = "lq-adaptive"
     title: ClassVar[str] = "l_q-adaptive pruning"
+    variants = ("rule",)
 
     sparsity: float = number(0.5, 0.0, 0.99, 0.01, help="Fraction of all weights that goes, set by hand")
     rule: str = choice("bound", "exact", "index", help="From what the number of a neuron's weights follows")
@@ -91,7 +92,7 @@ class LqAdaptive(Compressor):
         most, least = rule(low), rule(high)
         if least.sum() > wanted:
             reachable = 1 - int(least.sum()) / every
-            raise ParameterError(
+            raise UnsupportedModelError(
                 f"{self.name}: sparsity must be at most {reachable:.4f}, all that the rule {self.rule!r} can "
                 f"take from this network, got {self.sparsity:g}"
             )
@@ -162,7 +163,7 @@ def _by_layer(ratios: dict[str, Tensor], uniform: Reference) -> Figure:
         low="low",
         high="high",
         percent=frozenset({"kept", "low", "high"}),
-        labels={"kept": "kept by the middle neuron, and by eight in ten"},
+        labels={"kept": "kept of a neuron's weights"},
         references=(Reference("y", uniform.value, uniform.label),),
     )
 
@@ -206,5 +207,5 @@ def _outputs(table: pd.DataFrame, count: int) -> Figure:
         "points",
         colour="what",
         log=frozenset({"change"}),
-        labels={"change": "largest change of an output, before the activation", "what": ""},
+        labels={"change": "largest change of an output", "what": ""},
     )

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from core.bundles import Setting
 from core.compressibility import ROUNDING, gini, keep_pq, largest, pq_index
 from core.criterion import sample
+from core.errors import Stopped
 from core.evaluation import correct, logits
 from core.figure import Figure, Reference
 from core.layers import Mask, apply_mask, bake, prunable, require_prunable
@@ -50,6 +51,7 @@ class Sap(Compressor):
 
     name: ClassVar[str] = "sap"
     title: ClassVar[str] = "SAP"
+    trains = True
 
     rule: str = choice("sap", "lottery", "one-shot", help="What decides how much goes in every iteration")
     scope: str = choice("global", "layer", "neuron", help="Compare weights of the network, a layer, a neuron")
@@ -76,10 +78,15 @@ class Sap(Compressor):
             _draw_again(model)
         keys = {name: _hold(name, layer, left[name]) for name, layer in layers.items()}
         begin = {name: value.clone() for name, value in model.state_dict().items()}
-        judged = None
+        judged = done = None
         for iteration in run.track(range(self.iterations + 1), "Training and pruning"):
             model.load_state_dict(begin | {keys[name]: keep for name, keep in left.items()})
-            fit(model, train, classification_loss(), self._schedule(), replace(run, records=[]))
+            try:
+                fit(model, train, classification_loss(), self._schedule(), replace(run, records=[]))
+            except Stopped:
+                model.load_state_dict(done or model.state_dict())  # a network just rewound is no result
+                raise
+            done = {name: value.clone() for name, value in model.state_dict().items()}
             weights = {name: layer.weight.detach() for name, layer in layers.items()}
             hits = correct(logits(model, watched), watched.labels).double().mean().item()
             run.record(iteration=iteration, **self._state(weights, left), validation_accuracy=hits)
@@ -200,10 +207,8 @@ def _indices(table: pd.DataFrame) -> Figure:
     known = table.dropna(subset="pq_index")
     least, first, last = known.loc[known.pq_index.idxmin()], known.iloc[0], known.iloc[-1]
     collapsed = known[known.validation_accuracy < first.validation_accuracy - LOST].iteration
-    marks = [Reference("x", float(least.iteration), "PQ index at its lowest")]
-    marks += (
-        [Reference("x", float(collapsed.iloc[0]), f"{100 * LOST:g} points lost")] if len(collapsed) else []
-    )
+    marks = [(least.iteration, "PQ index lowest")] if least.iteration < last.iteration else []
+    marks += [(collapsed.iloc[0], f"{100 * LOST:g} points lost")] if len(collapsed) else []
     finding = (
         f"The PQ index goes from {first.pq_index:.3f} to {last.pq_index:.3f} and is lowest, "
         f"{least.pq_index:.3f}, at iteration {least.iteration:.0f}, where {least.remaining:.1%} of the "
@@ -219,5 +224,5 @@ def _indices(table: pd.DataFrame) -> Figure:
         "value",
         colour="index",
         labels={"value": "index (0: all equal)"},
-        references=tuple(marks),
+        references=tuple(Reference("x", float(at), label) for at, label in marks),
     )
