@@ -1,6 +1,7 @@
 """The layers that methods work on, the mask that keeps pruned weights at zero, a shortcut without weights."""
 
 import copy
+from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,14 @@ def require_finite(model: nn.Module) -> None:
 def private_copy(model: nn.Module, device: str = "cpu") -> nn.Module:
     """A copy to measure on, with hooks and gradients of one's own: plain weights, in eval mode."""
     return bake(copy.deepcopy(model)).to(device).eval().requires_grad_(False)
+
+
+def digest(network: nn.Module) -> str:
+    """The same for the same layers with the same numbers."""
+    found = blake2b(str(network).encode(), digest_size=12)
+    for name, value in network.state_dict().items():
+        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def following_batch_norms(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:

@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from core.criterion import Criterion, ScoreMemory
 from core.errors import CheckpointError, UnsupportedModelError, UserError
 from core.evaluation import evaluate, logits, wilson
 from core.figure import Figure, Reference
+from core.layers import digest
 from core.localisation import localisation
 from core.method import Choice, Nested, brief
 from core.recipe import COMPRESSORS, Compressor, Recipe, compress
@@ -49,7 +49,7 @@ def contestants() -> list[Contestant]:
     found = []
     for name in COMPRESSORS:
         cls = COMPRESSORS[name]
-        if "sparsity" in cls.domains() and "epochs" not in cls.domains():
+        if "sparsity" in cls.domains() and not cls.trains():
             found += [Contestant(" · ".join([cls.label(), *words]), step) for words, step in _variants(cls())]
     return found
 
@@ -253,14 +253,6 @@ def _whole_lines(text: str) -> str:
 def _interval(row: dict[str, Any]) -> dict[str, float]:
     low, high = wilson(row["hits"], row["n"])
     return {"low": low, "high": high}
-
-
-def digest(network: nn.Module) -> str:
-    """The same for the same layers with the same numbers."""
-    found = blake2b(str(network).encode(), digest_size=12)
-    for name, value in network.state_dict().items():
-        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
 
 
 # what it shows

@@ -23,8 +23,12 @@ FORMAT = 1
 class Compressor(Method):
     """Turns a network into a smaller one."""
 
-    trains: ClassVar[bool] = False  # by gradient steps: takes its time, and leaves a good state when stopped
     variants: ClassVar[tuple[str, ...]] = ()  # fields whose options count as methods when methods compete
+
+    @classmethod
+    def trains(cls) -> bool:
+        """Does it take gradient steps? Then it takes its time, and leaves a good state when it is stopped."""
+        return "epochs" in cls.domains()
 
     def apply(self, model: nn.Module, setting: Setting, run: Run) -> nn.Module:
         """Compress `model`, a private copy that may be changed in place, and return it.
@@ -59,6 +63,10 @@ class Recipe:
             raise RecipeError(
                 f"recipe: seed must be a whole number in [0, 2147483647], got {brief(self.seed)}"
             )
+
+    def trains(self) -> bool:
+        """Does one of its steps?"""
+        return any(step.trains() for step in self.steps)
 
     def to_json(self) -> str:
         steps = [step.to_dict() for step in self.steps]
@@ -116,7 +124,7 @@ def compress(
     compressed, shown, finished = copy.deepcopy(model).to(run.device).eval(), [], True
     for index, step in enumerate(recipe.steps):
         seed, before = recipe.seed + index, private_copy(compressed, run.device) if figures else None
-        kept = None if step.trains else copy.deepcopy(compressed)
+        kept = None if step.trains() else copy.deepcopy(compressed)
         with run.step(index, len(recipe.steps)):
             try:
                 with run.step(0, 2) if figures else nullcontext(), seeded(seed, run):

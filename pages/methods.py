@@ -12,7 +12,7 @@ from view import charts
 QUESTION = "What does this method do to my network?"
 st.html(charts.heading(QUESTION, "put a recipe together, carry it out, look at what it did"))
 
-from view import engine, outcome, recipes
+from view import engine, jobs, outcome, recipes
 
 scene = engine.scene()
 asks, shows = st.columns([4, 9], gap="large")
@@ -21,25 +21,14 @@ with asks:
         "Carry out",
         icon=":material/play_arrow:",
         type="primary",
-        on_click=recipes.ask,
+        on_click=recipes.begin,
         args=(scene,),
         help="Compress a copy of the network; the original stays as it is",
     )
     recipes.editor(scene)
-
+    recipes.seed()
+    jobs.earlier(scene)
 with shows:
-    recipe = recipes.asked(scene)
-    if recipe is None:
-        st.info("Choose a method and its settings, then press Carry out. Anything you do meanwhile stops it.")
-        st.stop()
-    found = recipes.carry_out(scene, recipe)
-    stale = recipe != recipes.current()
-    st.html(charts.cards(outcome.cards(scene, found, dim=stale)))
-    if stale:
-        st.caption(
-            "These numbers belong to the recipe that was carried out last, not to the one on the left."
-        )
-    with st.popover("Export", icon=":material/download:"):
-        outcome.exports(scene, found)
-    outcome.steps(found)
-    outcome.inside(scene, found)
+    found = recipes.outcome(scene)
+    if found is not None:
+        outcome.show(scene, found, stale=found.recipe != recipes.current())

@@ -2,11 +2,12 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("streamlit")
+st = pytest.importorskip("streamlit")
 from streamlit.testing.v1 import AppTest
 
 from core.bundles import Setting
@@ -178,3 +179,26 @@ def test_the_leaderboard_or_the_command_for_it_stands_on_trade_offs(app):
     assert not test.exception
     assert "Which method keeps most?" in html(test)
     assert any("cli.py leaderboard mlp" in code.value for code in test.code)
+
+
+def test_a_recipe_that_trains_becomes_a_job_that_is_found_again(app, monkeypatch, tmp_path):
+    monkeypatch.setenv("PRUNESCOPE_CACHE", str(tmp_path))
+    st.cache_resource.clear()
+    steps = ('prune-weights{"sparsity":0.9}', 'fine-tuning{"epochs":2,"images":200}')
+    test = carried(app, *steps)
+    assert any("takes its time" in box.value for box in test.info)
+    press(test, "Carry out")
+    due = time.monotonic() + PATIENCE_S
+    while "Accuracy" not in html(test):
+        assert not test.exception
+        assert time.monotonic() < due
+        time.sleep(0.5)
+        test.run()
+    found = accuracy(test)
+    again = carried(app, *steps)  # another reader, later
+    assert accuracy(again) == found
+    other = carried(app, "prune-weights")
+    next(b for b in other.button if b.label == "Show").click().run()
+    assert json.loads(other.query_params["steps"])[1].startswith("fine-tuning")
+    assert accuracy(other) == found
+    st.cache_resource.clear()

@@ -6,16 +6,17 @@ from torch import nn
 from core import outcome
 from core.bundles import Setting
 from core.cost import latency
-from core.diagnosis import DIAGNOSTICS
+from core.diagnosis import DIAGNOSTICS, Diagnostic
 from core.figure import Figure
-from core.lab import LABS
+from core.lab import LABS, Lab
+from core.layers import digest
 from core.outcome import Outcome
 from core.recipe import Recipe
 from core.run import Run, seeded
 from core.weights import load_dataset
 from view import engine
 from view.shared import shared
-from view.url import method_from_text
+from view.url import method_from_text, method_to_text
 
 TIMED = 64  # pictures in the batch that is timed
 ROUNDS = 5
@@ -31,27 +32,39 @@ def carry_out(key: str, recipe: Recipe, _run: Run) -> Outcome:
         return outcome.carry_out(bundle, load_dataset(bundle.dataset), recipe, run=_run, figures=True)
 
 
+def timed(key: str, network: nn.Module) -> pd.DataFrame:
+    """Rows "original" and "compressed" of `core.cost.latency`."""
+    return _timed(key, digest(network), network)
+
+
 @shared(6)
-def timed(key: str, recipe: Recipe, _network: nn.Module) -> pd.DataFrame:
-    """Rows "original" and "compressed" of `core.cost.latency`, of `_network`, which `recipe` made."""
+def _timed(key: str, asked: str, _network: nn.Module) -> pd.DataFrame:
     bundle = engine.bundle(key)
     images = load_dataset(bundle.dataset).test.take(slice(TIMED)).images
     with engine.slot():
         return latency({"original": bundle.module, "compressed": _network}, images, ROUNDS)
 
 
+def diagnose(key: str, diagnostic: Diagnostic, network: nn.Module, seed: int, run: Run) -> Diagnosed:
+    """What a diagnostic says of `network`, which network `key` became."""
+    return _diagnosed(key, method_to_text(diagnostic), digest(network), seed, network, run)
+
+
 @shared(16)
-def diagnose(key: str, recipe: Recipe, asked: str, _network: nn.Module, _run: Run) -> Diagnosed:
-    """What the diagnostic that `asked` is the text of says of `_network`, which `recipe` made."""
+def _diagnosed(key: str, asked: str, of: str, seed: int, _network: nn.Module, _run: Run) -> Diagnosed:
     diagnostic = method_from_text(asked, DIAGNOSTICS)
-    with engine.slot(), seeded(recipe.seed, _run):
+    with engine.slot(), seeded(seed, _run):
         table = diagnostic.measure(engine.bundle(key).module, _network, setting(key), _run)
     return table, tuple(diagnostic.figures(table))
 
 
+def experiment(key: str, lab: Lab, seed: int, run: Run) -> tuple[Figure, ...]:
+    """What a lab shows of network `key`."""
+    return _experiment(key, method_to_text(lab), seed, run)
+
+
 @shared(24)
-def experiment(key: str, asked: str, seed: int, _run: Run) -> tuple[Figure, ...]:
-    """What the lab that `asked` is the text of shows of network `key`."""
+def _experiment(key: str, asked: str, seed: int, _run: Run) -> tuple[Figure, ...]:
     with engine.slot(), seeded(seed, _run):
         return tuple(method_from_text(asked, LABS).figures(setting(key), _run))
 

@@ -19,13 +19,26 @@ from view.progress import visible_run
 from view.url import method_to_text
 
 
+def show(scene: Scene, found: Outcome, stale: bool) -> None:
+    """All of it; `stale`: it belongs to a recipe that has changed since."""
+    st.html(charts.cards(cards(scene, found, dim=stale)))
+    if stale:
+        st.caption(
+            "These numbers belong to the recipe that was carried out last, not to the one on the left."
+        )
+    with st.popover("Export", icon=":material/download:"):
+        exports(scene, found)
+    steps(found)
+    inside(scene, found)
+
+
 def cards(scene: Scene, found: Outcome, dim: bool) -> list[Card]:
     """Accuracy, weights, multiply-adds, bytes and time, each beside the original's."""
     after, before, chance = found.after, found.before, 1 / len(scene.data.classes)
     notes = [f"95 % {charts.span(after.interval)}, n = {after.n:,}"]
     if after.interval[0] <= chance <= after.interval[1]:
         notes.append(f"chance ({charts.percent(chance)})")
-    rows = {row.name: row for row in carried.timed(scene.key, found.recipe, found.network).itertuples()}
+    rows = {row.name: row for row in carried.timed(scene.key, found.network).itertuples()}
     macs = f"was {charts.count(before.macs)}; zeros skipped: {charts.count(after.theoretical_macs)} in theory"
     shown = [
         Card(
@@ -71,7 +84,7 @@ def inside(scene: Scene, found: Outcome) -> None:
             forms.configure(get, save, "diagnostic")
     st.caption(get().summary())
     with visible_run(get().label()) as run:
-        table, shown = carried.diagnose(scene.key, found.recipe, method_to_text(get()), found.network, run)
+        table, shown = carried.diagnose(scene.key, get(), found.network, found.recipe.seed, run)
     figures.show(shown, "diagnostic")
     details = st.expander("The whole table", on_change=states.act, key="diagnostic-table")
     if details.open:

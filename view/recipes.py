@@ -9,11 +9,11 @@ from core.errors import UserError
 from core.layers import prunable
 from core.outcome import Outcome
 from core.recipe import COMPRESSORS, Compressor, Recipe
-from view import carried, forms
+from view import carried, forms, jobs
 from view import state as states
 from view.engine import Scene
 from view.progress import visible_run
-from view.url import steps_from_text, steps_to_text
+from view.url import HIGHEST, steps_from_text, steps_to_text
 
 FIRST = "prune-filters"  # what a newcomer meets
 MOST = 6  # steps
@@ -82,7 +82,42 @@ def _remove(index: int) -> None:
     _save((*steps[:index], *steps[index + 1 :]))
 
 
-def asked(scene: Scene) -> Recipe | None:
+def seed() -> None:
+    """Of all random numbers of the recipe."""
+    forms.held("recipe.seed", states.state().nouns.seed)
+    st.number_input(
+        "Seed",
+        0,
+        HIGHEST,
+        step=1,
+        key="recipe.seed",
+        on_change=lambda: states.change(seed=st.session_state["recipe.seed"]),
+        help="Where random numbers start: equal recipes with equal seeds give equal networks",
+    )
+
+
+def begin(scene: Scene) -> None:
+    """Callback: carry out the present recipe, here or, if it trains, in a process of its own."""
+    states.act()
+    if (recipe := current()).trains():
+        jobs.begin(scene, recipe)
+    else:
+        states.state().kept["recipe"] = (scene.key, recipe)
+        states.state().kept.pop("carrying", None)
+
+
+def outcome(scene: Scene) -> Outcome | None:
+    """What came of the recipe; until there is something, what to do or how far it is."""
+    if (recipe := current()).trains():
+        return jobs.outcome(scene, recipe)
+    asked = _asked(scene)
+    if asked is None:
+        st.info("Choose a method and its settings, then press Carry out. Anything you do meanwhile stops it.")
+        return None
+    return _carry_out(scene, asked)
+
+
+def _asked(scene: Scene) -> Recipe | None:
     """The recipe to show: the one asked for last, or the one that a link brought."""
     kept = states.state().kept
     if kept.pop("carrying", None):  # the last run was interrupted while it worked: that is how to stop it
@@ -94,14 +129,7 @@ def asked(scene: Scene) -> Recipe | None:
     return recipe if key == scene.key else None
 
 
-def ask(scene: Scene) -> None:
-    """Callback: carry out the present recipe."""
-    states.act()
-    states.state().kept["recipe"] = (scene.key, current())
-    states.state().kept.pop("carrying", None)
-
-
-def carry_out(scene: Scene, recipe: Recipe) -> Outcome:
+def _carry_out(scene: Scene, recipe: Recipe) -> Outcome:
     """`carried.carry_out` with a bar; whatever the reader does meanwhile stops it."""
     kept = states.state().kept
     kept["carrying"] = True

@@ -29,7 +29,6 @@ class FineTuning(Compressor, Schedule):
     """
 
     name: ClassVar[str] = "fine-tuning"
-    trains = True
 
     epochs: int = number(2, 1, 500, 1, help="Passes over the pictures")
     learning_rate: float = number(0.02, 1e-6, 10.0, 1e-6, scale="log", help="Peak learning rate")
