@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-st = pytest.importorskip("streamlit")
+pytest.importorskip("streamlit")
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from core.bundles import Setting
