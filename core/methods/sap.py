@@ -51,7 +51,6 @@ class Sap(Compressor):
 
     name: ClassVar[str] = "sap"
     title: ClassVar[str] = "SAP"
-    trains = True
 
     rule: str = choice("sap", "lottery", "one-shot", help="What decides how much goes in every iteration")
     scope: str = choice("global", "layer", "neuron", help="Compare weights of the network, a layer, a neuron")
