@@ -36,6 +36,9 @@ from core.frequency import (
     present,
     threshold,
 )
+from core.labs.filters_in_bands import FiltersInBands
+from core.labs.prune_and_splice import PruneAndSplice
+from core.labs.spatial_or_frequency import SpatialOrFrequency
 from core.layers import apply_mask, bake, prunable
 from core.methods.dynamic_frequency import DynamicFrequency
 from core.methods.fine_tuning import FineTuning
@@ -777,3 +780,57 @@ def test_kernels_of_5_by_5_gain_from_the_domain_and_from_the_tilt_and_training_r
         assert masks.sparsity > 0.9
         assert masks.tally()["spliced"] > 0
         assert measured(network, *data[2:])[0] > dense - 0.03
+
+
+# --------------------------------------------------------------------------------------------- labs
+
+
+def figures_of(lab, network, data) -> dict:
+    setting = Setting(data.train, data.validation, network)
+    with seeded(0):
+        return {figure.title: figure for figure in lab.figures(setting, Run())}
+
+
+def test_one_kernel_is_shown_with_what_is_left_of_it(plain_model, tiny_data):
+    shown = figures_of(FiltersInBands(layer=2, kernel=3, sparsity=0.5), plain_model, tiny_data)
+    weight = plain_model.conv2.weight.detach().double()
+    chosen = weight.flatten(0, 1)[weight.flatten(2).norm(dim=2).flatten().argsort(descending=True)[2]]
+
+    def panel(figure: str, name: str) -> np.ndarray:
+        table = shown[figure].table
+        return table[table.panel == name].value.to_numpy().reshape(3, 3)
+
+    kernels, sums = "One of 30 kernels in conv2", dctn(chosen, norm="ortho")
+    assert np.allclose(panel(kernels, "weights"), chosen)
+    assert np.allclose(panel("Its coefficients", "all"), sums)
+    left = panel("Its coefficients", "left")
+    assert np.allclose(np.where(np.abs(left) > 1e-9, sums, 0), left, atol=1e-9)
+    assert np.allclose(panel(kernels, "coefficients pruned"), idctn(left, norm="ortho"))
+    lacking = panel(kernels, "what pruned coefficients lack")
+    assert np.allclose(lacking + panel(kernels, "coefficients pruned"), chosen)
+    patterns = shown["The patterns"].table.set_index(["down", "across"]).value
+    first = idctn(np.eye(9)[1].reshape(3, 3), norm="ortho")  # of u = 0, v = 1: four columns to the right
+    assert [[patterns[i, 4 + j] for j in range(3)] for i in range(3)] == pytest.approx(first)
+
+
+def test_the_lab_of_domains_measures_what_the_method_makes(plain_model, tiny_data):
+    shown = figures_of(SpatialOrFrequency(images=20, tilt=1.0), plain_model, tiny_data)
+    table = shown["Loss by sparsity"].table.set_index(["way", "sparsity"])
+    split = tiny_data.validation.take(slice(0, 20))
+    after = pruned(plain_model, tiny_data, sparsity=0.8, tilt=1.0)
+    accuracy, loss = measured(after, split.images, split.labels)
+    assert table.loc[("tilt +1", 0.8), "accuracy"] == pytest.approx(accuracy)
+    assert table.loc[("tilt +1", 0.8), "loss"] == pytest.approx(loss, abs=1e-4)
+    swept = shown["Loss by tilt"].table.set_index("tilt")
+    assert swept.loss[1.0] == pytest.approx(table.loc[("tilt +1", 0.8), "loss"], abs=1e-4)
+    assert swept.loss[0.0] == pytest.approx(table.loc[("coefficients", 0.8), "loss"], abs=1e-4)
+
+
+def test_the_lab_of_splicing_compares_masks_of_one_size(plain_model, tiny_data):
+    shown = figures_of(PruneAndSplice(epochs=2, sparsity=0.9), plain_model, tiny_data)
+    ends = shown["Masked so far"].table.groupby("masks").sparsity.last()
+    assert ends["pruned once"] == pytest.approx(ends["pruned and spliced"], abs=1e-3)
+    assert ends["gone is gone"] >= ends["pruned and spliced"]
+    scores = shown["Accuracy"].table.set_index("network").accuracy
+    assert scores["dense"] > 0.95
+    assert list(scores.index) == ["dense", "gone is gone", "pruned and spliced", "pruned once"]

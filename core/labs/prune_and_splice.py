@@ -19,7 +19,7 @@ from core.method import choice, number
 from core.run import Run, seeded
 from core.training import Schedule, classification_loss, fit
 
-FIRST = Schedule(epochs=10, learning_rate=0.1, batch_size=64, crop=0, flip=False)  # of the dense network
+FIRST = Schedule(epochs=8, learning_rate=0.1, batch_size=64, crop=0, flip=False)  # of the dense network
 POINTS = 50  # of a line
 SPLICED = "pruned and spliced"
 
@@ -42,7 +42,7 @@ class PruneAndSplice(Lab):
 
     name: ClassVar[str] = "prune-and-splice"
 
-    epochs: int = number(10, 1, 100, 1, help="Passes over the pictures after the first pruning")
+    epochs: int = number(8, 1, 100, 1, help="Passes over the pictures after the first pruning")
     learning_rate: float = number(
         0.03, 1e-6, 1.0, 1e-6, scale="log", help="Of these passes; falls as a cosine"
     )

@@ -52,18 +52,18 @@ class SpatialOrFrequency(Lab):
             ways[f"tilt {self.tilt:+g}"] = ("frequency", self.tilt)
         points = [(name, s, *way) for s in SPARSITIES for name, way in ways.items()]
         points += [("every tilt", self.sparsity, "frequency", tilt) for tilt in TILTS]
-        dense = _measure(setting.teacher, split, run)
+        dense = _measure(setting.teacher, split)
         rows = [{"way": name, "sparsity": 0.0, "tilt": way[1]} | dense for name, way in ways.items()]
         for name, sparsity, domain, tilt in run.track(points, "Pruning and measuring"):
             network = one_shot(setting.teacher, layers, sparsity, domain, tilt)
-            rows.append({"way": name, "sparsity": sparsity, "tilt": tilt} | _measure(network, split, run))
+            rows.append({"way": name, "sparsity": sparsity, "tilt": tilt} | _measure(network, split))
         table = pd.DataFrame(rows)
         swept = table.way == "every tilt"
         return *_by_sparsity(table[~swept], len(split)), *_by_tilt(table[swept], self.sparsity)
 
 
-def _measure(network: nn.Module, split: Split, run: Run) -> dict[str, Any]:
-    answers = logits(network, split, run)
+def _measure(network: nn.Module, split: Split) -> dict[str, Any]:
+    answers = logits(network, split)
     hits = int(correct(answers, split.labels).sum())
     low, high = wilson(hits, len(split))
     loss = F.cross_entropy(answers, split.labels).item()
