@@ -25,6 +25,7 @@ from core.recipe import COMPRESSORS, Recipe, compress
 from core.run import Run, seeded
 from core.training import Schedule, classification_loss, fit
 from core.verification import PROPERTIES, Verdict
+from view.figures import draw
 
 REGISTRIES = (CRITERIA, COMPRESSORS, ATTRIBUTIONS, DIAGNOSTICS, PROPERTIES, LABS, DATASETS, MODELS)
 ONE_PER_FILE = (CRITERIA, COMPRESSORS, ATTRIBUTIONS, DIAGNOSTICS, PROPERTIES, LABS)
@@ -187,6 +188,7 @@ def assert_figures(figures) -> None:
         for column in figure.log:
             assert not (figure.table[column] <= 0).any(), (figure.title, column)
         json.dumps(figure.to_dict(), allow_nan=False)
+        assert draw(figure, dark=False).data
     assert len({figure.title for figure in figures}) == len(figures)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, log10
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import streamlit as st
 from plotly.subplots import make_subplots
 
-from core.figure import Figure
+from core.figure import Figure, Reference
 from view import state as states
 
 ROLES = {  # values that mean the same in every figure: on light, on dark
@@ -31,12 +31,14 @@ SCALES = {  # low to high on light and on dark; of signed values: negative, none
 ACROSS = 3  # panels side by side
 LABELLED = 160  # cells of a heat map that carry their number
 UPRIGHT = 8  # categories that upright bars have room for
-HEIGHT, ROW, PANEL = 340, 19, 250  # pixels
+HEIGHT, BAR, CELL, PANEL, HEAD = 340, 12, 22, 230, 34  # pixels
+DENSE = 16  # points of a line beyond which they are not marked
+NARROW = 0.08  # range of fractions in which whole percents would say the same twice
 
 
 def show(figures: Sequence[Figure], key: str) -> None:
     """Two figures a row, each with its finding and the table behind it."""
-    wide = [figure for figure in figures if figure.panel or _flat(figure)]
+    wide = [figure for figure in figures if figure.panel]
     narrow = [figure for figure in figures if figure not in wide]
     columns = st.columns(2, gap="large")
     for index, figure in enumerate(narrow):
@@ -66,7 +68,8 @@ def draw(figure: Figure, dark: bool) -> go.Figure:
         across,
         subplot_titles=[str(panel) for panel in panels] if figure.panel else None,
         vertical_spacing=0.16 / rows,
-        horizontal_spacing=0.16 / across,
+        horizontal_spacing=(0.5 if figure.mark == "heat" and figure.panel and not _alike(figure) else 0.16)
+        / across,
         **shared,
     )
     for index, panel in enumerate(panels):
@@ -76,22 +79,28 @@ def draw(figure: Figure, dark: bool) -> go.Figure:
             drawn.add_trace(trace, **place)
     _axes(drawn, figure, rows, across)
     for line in figure.references:
-        add = drawn.add_vline if (line.axis == "x") != _flat(figure) else drawn.add_hline
-        where = {"x" if add == drawn.add_vline else "y": line.value}
-        style = {"line": {"dash": "dot", "color": LINE[dark]}, "annotation_text": line.label}
-        add(**where, **style, annotation_position="top left")
-    tall = PANEL * rows if figure.panel else HEIGHT
-    if _flat(figure):
-        tall = max(HEIGHT, 90 + ROW * len(figure.table))
-    legend = {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0}
+        _refer(drawn, figure, line, LINE[dark])
+    tall, head = _height(figure, rows), HEAD * (1 + bool(figure.panel) * bool(figure.colour))
     return drawn.update_layout(
-        height=tall + 60 * bool(figure.panel),
-        margin={"l": 10, "r": 10, "t": 70 if figure.panel else 45, "b": 10},
-        legend=legend if not figure.panel else {"orientation": "h", "yanchor": "top", "y": -0.12, "x": 0},
+        height=tall + head,
+        margin={"l": 10, "r": 10, "t": head, "b": 10},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1 + (head - HEAD + 4) / (tall - 60), "x": 0},
         barmode="group",
         dragmode=False,
         hovermode="closest",
     )
+
+
+def _height(figure: Figure, rows: int) -> int:
+    """Pixels of the plot with its axes: enough for every bar and every cell."""
+    if figure.mark == "heat":
+        sides = (
+            figure.table.groupby(figure.panel)[figure.y] if figure.panel else [("", figure.table[figure.y])]
+        )
+        return rows * max(PANEL, 60 + CELL * max(side.nunique() for _, side in sides))
+    if figure.panel:
+        return PANEL * rows
+    return max(HEIGHT, 60 + BAR * len(figure.table)) if _flat(figure) else HEIGHT
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +136,7 @@ class _Marks:
         marker = {"color": ink, "symbol": SYMBOLS[index % len(SYMBOLS)], "size": 8}
         if figure.mark == "points":
             return [go.Scatter(x=x, y=y, mode="markers", marker=marker, error_y=self._errors(part), **common)]
-        mode = "lines+markers" if len(part) <= 30 else "lines"
+        mode = "lines+markers" if len(part) <= DENSE else "lines"
         line = {"color": ink, "dash": DASHES[index % len(DASHES)], "width": 2.2}
         traces = [go.Scatter(x=x, y=y, mode=mode, line=line, marker=marker | {"size": 6}, **common)]
         if figure.low:
@@ -180,6 +189,20 @@ class _Marks:
         )
 
 
+def _refer(drawn: go.Figure, figure: Figure, line: Reference, ink: str) -> None:
+    """A straight line through every panel, named in the first."""
+    across = (line.axis == "y") != _flat(figure)
+    style = {"dash": "dot", "color": ink}
+    place = log10(line.value) if getattr(figure, line.axis) in figure.log else line.value
+    label = {"text": line.label, "showarrow": False, "bgcolor": "rgba(128,128,128,0.12)", "row": 1, "col": 1}
+    if across:
+        drawn.add_hline(line.value, line=style)
+        drawn.add_annotation(x=0, xref="x domain", xanchor="left", y=place, yanchor="bottom", **label)
+    else:
+        drawn.add_vline(line.value, line=style)
+        drawn.add_annotation(x=place, xanchor="right", y=1, yref="y domain", yanchor="top", **label)
+
+
 def _axes(drawn: go.Figure, figure: Figure, rows: int, across: int) -> None:
     """Titles at the edges only; scales as the figure says."""
     x, y = (figure.y, figure.x) if _flat(figure) else (figure.x, figure.y)
@@ -192,11 +215,21 @@ def _axes(drawn: go.Figure, figure: Figure, rows: int, across: int) -> None:
         if figure.mark == "heat":
             update(showgrid=False, type="category")
         elif column in figure.log:
-            update(type="log")
+            update(type="log", exponentformat="power")
         if column in figure.percent and figure.mark != "heat":
-            update(tickformat=".0%")
+            values = figure.table[column]
+            update(tickformat=".1%" if values.max() - values.min() < NARROW else ".0%")
     if figure.mark == "heat" or _flat(figure):
         drawn.update_yaxes(autorange="reversed")
+    if figure.panel and figure.mark == "heat" and _alike(figure):
+        for column in range(2, across + 1):
+            drawn.update_yaxes(showticklabels=False, col=column)
+
+
+def _alike(figure: Figure) -> bool:
+    """Do all panels of a heat map have the same rows?"""
+    rows = [tuple(dict.fromkeys(names)) for _, names in figure.table.groupby(figure.panel)[figure.y]]
+    return len(set(rows)) == 1
 
 
 def _flat(figure: Figure) -> bool:
