@@ -118,9 +118,9 @@ def twin_activations(
 ) -> tuple[Activation, ...]:
     """What stands in the place of `original` in a twin of `depth` layers.
 
-    "share": the quantiser of so many levels that keeps most of the variance as signal.
-    "weights-only": the original itself. "paper": three steps with the original's a1, a2 and a4 in
-    every layer. "released": the same, and in the last layer the five steps of the authors' program.
+    "share": the quantiser of so many levels that is closest to it. "weights-only": the original itself.
+    "paper": three steps with its a1, a2 and a4 in every layer. "released": the same, and in the last
+    layer the five steps of the authors' program.
     """
     if mode == "weights-only":
         return (original,) * depth

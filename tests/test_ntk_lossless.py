@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from functools import partial
 from itertools import pairwise
 
@@ -345,7 +346,7 @@ def test_matched_moments_give_the_same_kernel_up_to_a_known_multiple_of_the_iden
             few = kernel(partial(ternary, zeros=0.5), "paper")
             spreads = [propagate(twin_activations(m, depth))[-1].tau ** 2 for m in ("paper", "weights-only")]
             delta = spreads[0] - spreads[1]
-            assert (few - dense).diagonal().mean().item() == pytest.approx(delta, rel=0.02)
+            assert (few - dense).diagonal().mean().item() == pytest.approx(delta, rel=0.03)
             raw = relative_distance(dense, few)
             assert raw == pytest.approx(same, rel=0.1)
             assert relative_distance(dense, few - delta * torch.eye(count)) < 0.5 * raw
@@ -551,7 +552,7 @@ def test_hidden_weights_take_three_values_and_are_counted_as_layers(mode, mlp, d
 
 
 def test_the_readout_alone_is_trained(mlp, digits, own):
-    found = twin(mlp, own, width=64)
+    found = twin(mlp, own, width=64, mode="share")
     head = found.linear
     assert [type(layer).__name__ for layer in head] == ["Linear", "StepActivation", "Linear"]
     assert all(
@@ -564,7 +565,7 @@ def test_the_readout_alone_is_trained(mlp, digits, own):
 
 
 def test_digits_are_read_as_well_as_before_with_four_levels(mlp, digits, own):
-    before, after = (evaluate(model, digits.test) for model in (mlp, twin(mlp, own)))
+    before, after = (evaluate(model, digits.test) for model in (mlp, twin(mlp, own, mode="share")))
     assert after.accuracy > before.accuracy - 0.03
     assert after.loss < 0.3  # logits, not scores of a regression
     assert after.zipped_bytes < 0.5 * before.zipped_bytes
@@ -643,8 +644,10 @@ def test_refuses_networks_without_a_last_linear_layer_or_with_constant_features(
         COMPRESSORS["ntk-lossless"](zeros=1.0)
 
 
-def test_later_training_keeps_the_ternary_weights_and_moves_the_trunk(tiny_model, setting):
-    steps = (COMPRESSORS["ntk-lossless"](width=32, zeros=0.5), COMPRESSORS["fine-tuning"](epochs=1))
+@pytest.mark.parametrize("mode", ["share", "weights-only"])
+def test_later_training_keeps_the_ternary_weights_and_moves_the_trunk(mode, tiny_model, setting):
+    twinned = COMPRESSORS["ntk-lossless"](width=32, zeros=0.5, mode=mode)
+    steps = (twinned, COMPRESSORS["fine-tuning"](epochs=1))
     with_training = compress(tiny_model, setting, Recipe(steps)).model
     without = compress(tiny_model, setting, Recipe(steps[:1])).model
     assert torch.equal(with_training.linear[0].weight, without.linear[0].weight)
@@ -652,12 +655,31 @@ def test_later_training_keeps_the_ternary_weights_and_moves_the_trunk(tiny_model
     assert not torch.equal(with_training.conv1.weight, without.conv1.weight)
 
 
-def test_filters_of_the_new_head_can_be_removed(mlp, digits, own):
-    steps = (COMPRESSORS["ntk-lossless"](width=64), COMPRESSORS["prune-filters"](sparsity=0.5))
+@pytest.mark.parametrize("mode", ["share", "weights-only"])
+def test_filters_of_the_new_head_can_be_removed(mode, mlp, own):
+    steps = (COMPRESSORS["ntk-lossless"](width=64, mode=mode), COMPRESSORS["prune-filters"](sparsity=0.5))
     found = compress(mlp, own, Recipe(steps)).model
     assert [layer.out_features for layer in found.modules() if isinstance(layer, nn.Linear)] == [32, 10]
     again = compress(found, own, Recipe((COMPRESSORS["ntk-lossless"](width=48),))).model  # and replaced
     assert [layer.out_features for layer in again.modules() if isinstance(layer, nn.Linear)] == [48, 10]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", COMPRESSORS)
+def test_steps_compose_with_every_other_method(other, tiny_model, setting):
+    """The contract tests try the default, which has no steps."""
+    steps = COMPRESSORS["ntk-lossless"](mode="share", width=32), COMPRESSORS[other]()
+    for recipe in (Recipe(steps), Recipe(steps[::-1])):
+        refusal = None
+        try:
+            logits = compress(tiny_model, setting, recipe).model(setting.validation.images)
+        except UnsupportedModelError as error:
+            refusal = str(error)
+        if refusal is not None:
+            assert re.search(r"must .*, got ", refusal)
+            continue
+        assert logits.shape == (len(setting.validation), 4)
+        assert logits.isfinite().all()
 
 
 @pytest.mark.parametrize("mode", ["share", "weights-only"])
@@ -677,14 +699,16 @@ def test_figures_tell_what_the_network_is(mlp, digits, own):
     measured = correct(result.model(digits.validation.images), digits.validation.labels).double().mean()
     assert shown[shown.network == "ternary twin"].accuracy.iloc[0] == pytest.approx(measured.item())
     bars = figures["Moments of the activations"].table
+    kept = bars[bars.activation.isin(["ReLU", "three steps"])]
     for moment in ("a1", "a2", "a4"):
-        for _, pair in bars[bars.moment == moment].groupby("layer"):
-            assert pair.value.iloc[0] == pytest.approx(pair.value.iloc[1], rel=1e-4)
-    shares = figures["Signal in the variance"].table
-    assert shares[shares.network == "ternary twin"].share.iloc[0] == pytest.approx(0.457, abs=1e-3)
+        for _, pair in kept[kept.moment == moment].groupby("layer"):
+            assert pair["size"].iloc[0] == pytest.approx(pair["size"].iloc[1], rel=1e-4)
+    shares = figures["Signal in the variance"].table.set_index(["activation", "layer"]).share
+    assert shares["three steps", "layer 1"] == pytest.approx(0.457, abs=1e-3)
     values = figures["The activations"].table
-    steps = values[(values.function == "steps") & (values.layer == "layer 1")].output
-    assert sorted(steps.unique()) == pytest.approx([-2.4087, 0], abs=1e-4)
+    steps = values[(values.activation == "three steps") & (values.layer == "layer 1")].output
+    assert steps.nunique() == 2
+    assert steps.max() - steps.min() == pytest.approx(2.4087 / 0.8489, abs=1e-3)
     assert "Spectra of the kernels" in figures
 
 

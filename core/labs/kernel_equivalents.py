@@ -36,7 +36,7 @@ class KernelEquivalents(Lab):
     multiple of the identity, which is known beforehand. The network on the screen is not looked at.
 
     Source: Gu et al., "'Lossless' Compression of Deep Neural Networks: A High-dimensional Neural
-    Tangent Kernel Approach", NeurIPS 2022, arXiv:2403.00258, theorems 1 and 2.
+    Tangent Kernel Approach", NeurIPS 2022, arXiv:2403.00258.
     """
 
     name: ClassVar[str] = "kernel-equivalents"

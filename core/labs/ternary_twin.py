@@ -39,7 +39,7 @@ class TernaryTwin(Lab):
     weights cost next to nothing; what costs is an activation that follows its input with too small
     a share of its variance, and it costs more with every layer. "paper" are three steps with ReLU's
     moments in every layer, "released" the same with the last layer of the authors' program, "levels"
-    the quantiser that keeps the largest share. The network on the screen is not looked at.
+    the quantiser closest to ReLU, "one step" that of two values. The network on the screen is not looked at.
 
     Source: Gu et al., "'Lossless' Compression of Deep Neural Networks: A High-dimensional Neural
     Tangent Kernel Approach", NeurIPS 2022, arXiv:2403.00258.

@@ -17,12 +17,13 @@ from core.cutting import replace_layer
 from core.errors import UnsupportedModelError
 from core.evaluation import correct
 from core.figure import Figure
-from core.layers import require_prunable
+from core.layers import private_copy, require_prunable
 from core.method import choice, number
-from core.moments import Activation, Moments, Steps, coefficients, moments, propagate
+from core.moments import Activation, Moments, Steps, coefficients, propagate
 from core.random_features import (
     Draw,
     Memory,
+    Mode,
     StepActivation,
     final_run,
     fix_weights,
@@ -41,7 +42,8 @@ from core.run import Run
 
 SHOWN = 500  # validation pictures in the kernels of the figures
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)  # of the networks that memory is compared with
-DENSE, TERNARY = "dense twin, ReLU", "ternary twin"
+COMPARED: tuple[Mode, ...] = ("weights-only", "share", "paper")  # in every figure, beside the network's own
+DENSE, TERNARY, RELU = "dense twin, ReLU", "ternary twin", "ReLU"
 
 
 @COMPRESSORS.register
@@ -56,28 +58,29 @@ class NtkLossless(Compressor):
     be larger than the old one, so the share of zeros is `zeros`, not a sparsity to be swept; it is
     lower where a layer has so few inputs that a unit would be left without any.
 
-    Activations take few values. "share": the quantiser of ReLU that keeps most of the variance as
+    "weights-only" keeps ReLU. In the other modes activations take few values, which makes no file
+    smaller. "share": the quantiser closest to ReLU, which leaves a large share of the variance to the
     signal. "paper": three steps with ReLU's moments a1, a2, a4 in every layer; their variance cannot
-    be ReLU's, and the surplus acts as noise. "released": the same, with the last layer of the
-    authors' program, which fits the moments as well as it can. "weights-only": ReLU itself. Later steps
-    of a recipe keep the ternary weights and pass a constant slope back through the steps.
+    be ReLU's, and the surplus acts as noise. "released": the same, with the last layer of the authors'
+    program, which fits the moments as well as it can. Later steps of a recipe keep the ternary
+    weights, and pass a constant slope back through activations that jump.
 
     Source: Gu et al., "'Lossless' Compression of Deep Neural Networks: A High-dimensional Neural
-    Tangent Kernel Approach", NeurIPS 2022, arXiv:2403.00258, theorems 1 and 2 and section 3.
+    Tangent Kernel Approach", NeurIPS 2022, arXiv:2403.00258.
     """
 
     name: ClassVar[str] = "ntk-lossless"
     title: ClassVar[str] = 'NTK "lossless"'
 
     mode: str = choice(
-        "share", "weights-only", "paper", "released", help="Which activations the new layers get"
+        "weights-only", "share", "paper", "released", help="Which activations the new layers get"
     )
     depth: int = number(1, 1, 4, 1, help="Random hidden layers before the readout")
     width: int = number(512, 16, 4096, 16, unit="units", help="Units of every hidden layer")
     zeros: float = number(0.9, 0.0, 0.99, 0.01, help="Fraction of the random weights that are zero")
     levels: int = number(4, 2, 16, 1, help="Values that an activation can take, in mode share")
     ridge: float = number(0.1, 1e-6, 100.0, 1e-6, scale="log", help="Pull of the readout's weights to zero")
-    images: int = number(4000, 1, 1_000_000, 1, help="Training pictures for the readout, drawn once")
+    images: int = number(4000, 10, 1_000_000, 1, help="Training pictures for the readout, drawn once")
 
     def apply(self, model: nn.Module, setting: Setting, run: Run) -> nn.Module:
         require_prunable(model)
@@ -87,7 +90,7 @@ class NtkLossless(Compressor):
         train, watched = sample(setting.train, self.images), setting.validation.take(slice(0, self.images))
         with run.step(0, 2):
             inputs = self._inputs(model, names[0], train, run)
-        head = self._head(self._ternary, self._activations(), inputs, train.labels, classes)
+        head = self._head(self._ternary, self._activations(self.mode), inputs, train.labels, classes)
         with run.step(1, 2):
             scores = head(self._inputs(model, names[0], watched, run))
         sharp = sharpness(scores, watched.labels)
@@ -109,8 +112,17 @@ class NtkLossless(Compressor):
             )
         return inputs
 
-    def _activations(self) -> tuple[Activation, ...]:
-        return twin_activations(self.mode, self.depth, self.levels)
+    def _activations(self, mode: Mode) -> tuple[Activation, ...]:
+        return twin_activations(mode, self.depth, self.levels)
+
+    def _kind(self, mode: Mode) -> str:
+        """What the activations of `mode` are called in a figure."""
+        return {
+            "weights-only": RELU,
+            "share": f"{self.levels} levels",
+            "paper": "three steps",
+            "released": "three steps, then five",
+        }[mode]
 
     def _ternary(self, outputs: int, inputs: int, zeros: float | None = None) -> Tensor:
         zeros = self.zeros if zeros is None else zeros
@@ -136,38 +148,41 @@ class NtkLossless(Compressor):
             inputs = inputs_of(before, names[0], train, run)
         with run.step(1, 3):
             watched = inputs_of(before, names[0], setting.validation, run)
-        relu = (F.relu,) * self.depth
-        dense = self._head(gaussian, relu, inputs, train.labels, new[-1].out_features)
-        twins = {DENSE: propagate(relu), TERNARY: propagate(_activations_of(new))}
-        features = {DENSE: dense[:-1](watched[:SHOWN]), TERNARY: new[:-1](watched[:SHOWN])}
-
-        def accuracy(head: nn.Module) -> float:
-            return correct(head(watched), setting.validation.labels).double().mean().item()
-
+        fit = partial(self._head, inputs=inputs, labels=train.labels, classes=new[-1].out_features)
+        own, kinds = self._kind(self.mode), {self._kind(mode): self._activations(mode) for mode in COMPARED}
+        relu, kinds[own] = kinds[RELU], _activations_of(new)
+        dense = fit(gaussian, relu)
+        heads = [("the network before", old), (DENSE, dense), (TERNARY, new)]
+        heads += [(f"ternary, {name}", fit(self._ternary, kinds[name])) for name in kinds if name != own]
         with run.step(2, 3):
-            rivals = [("the network before", old), (DENSE, dense), (TERNARY, new)]
             for sparsity in run.track(SPARSITIES, "Fitting twins"):
-                for name, draw, activations in (
-                    ("dense twin, pruned", lambda o, i, s=sparsity: pruned(gaussian(o, i), s), relu),
-                    (TERNARY, partial(self._ternary, zeros=sparsity), self._activations()),
-                ):
-                    head = self._head(draw, activations, inputs, train.labels, new[-1].out_features)
-                    rivals.append((name, head))
-            points = [(name, memory(head), accuracy(head)) for name, head in rivals]
-        shapes = [_shape_figure(new)] if self.mode != "weights-only" else []
-        return [
-            _memory_figure(points),
-            *shapes,
-            _moments_figure(twins),
-            _share_figure(twins),
-            _spectrum_figure(twins, features, new[-1].out_features),
+                draw = lambda outputs, inputs, s=sparsity: pruned(gaussian(outputs, inputs), s)  # noqa: E731
+                heads.append(("dense twin, pruned", fit(draw, relu)))
+                heads.append((TERNARY, fit(partial(self._ternary, zeros=sparsity), kinds[own])))
+        labels = setting.validation.labels
+        points = [
+            (name, memory(head), correct(head(watched), labels).double().mean().item())
+            for name, head in heads
         ]
+        layers = {name: propagate(activations) for name, activations in kinds.items()}
+        return (
+            _memory_figure(points),
+            _shape_figure(kinds, own),
+            _moments_figure(layers, own),
+            _share_figure(layers, own),
+            _spectrum_figure(
+                {DENSE: layers[RELU], TERNARY: layers[own]},
+                {DENSE: dense[:-1](watched[:SHOWN]), TERNARY: new[:-1](watched[:SHOWN])},
+                fit(gaussian, relu)[:-1](watched[:SHOWN]),
+                new[-1].out_features,
+            ),
+        )
 
 
 def _plain_layers(model: nn.Module, names: Sequence[str]) -> nn.Sequential:
-    """The modules `names` of `model` in a row, without those that do nothing."""
+    """A copy of the modules `names` of `model` in a row, without those that do nothing."""
     modules = [model.get_submodule(name) for name in names]
-    return nn.Sequential(*(m for m in modules if not isinstance(m, nn.Identity | nn.Dropout)))
+    return private_copy(nn.Sequential(*(m for m in modules if not isinstance(m, nn.Identity | nn.Dropout))))
 
 
 def _activations_of(head: nn.Sequential) -> list[Activation]:
@@ -218,71 +233,69 @@ def _times(ratio: float) -> str:
     return f"{ratio:.1f} times less" if ratio >= 1 else f"{1 / ratio:.1f} times more"
 
 
-def _shape_figure(head: nn.Sequential) -> Figure:
-    """The activations beside ReLU, each with its inputs in units of their standard deviation."""
-    rows = []
+def _shape_figure(kinds: Mapping[str, Sequence[Activation]], own: str) -> Figure:
+    """The activations, centred; inputs and outputs in their standard deviations."""
     x = torch.linspace(-3, 3, 301, dtype=torch.float64)
-    layers = propagate(_activations_of(head))
-    for depth, (steps, layer) in enumerate(zip(_activations_of(head), layers, strict=True), 1):
-        fitted = layer.a1 / 0.5 * (F.relu(layer.tau_in * x) - moments(F.relu, layer.tau_in).mean) + layer.mean
-        for name, values in (("ReLU, scaled", fitted), ("steps", steps(layer.tau_in * x))):
+    rows, cuts = [], []
+    for name, activations in kinds.items():
+        for depth, (activation, layer) in enumerate(zip(activations, propagate(activations), strict=True), 1):
+            values = (activation(layer.tau_in * x) - layer.mean) / layer.tau
             rows += [
-                {"layer": f"layer {depth}", "function": name, "input": a, "output": b}
+                {"layer": f"layer {depth}", "activation": name, "input": a, "output": b}
                 for a, b in zip(x.tolist(), values.tolist(), strict=True)
             ]
-    cuts = ", ".join(f"{t / layers[0].tau_in:.2f}" for t in _activations_of(head)[0].thresholds)
-    finding = (
-        f"The first layer's activation takes {len(set(head[1].levels.tolist()))} values and steps at {cuts} "
-        "standard deviations; ReLU is drawn with the same mean and mean slope."
-    )
+            if name == own and isinstance(activation, Steps):
+                steps = ", ".join(f"{t / layer.tau_in:.2f}" for t in activation.thresholds[:4])
+                cuts.append(f"layer {depth}: {steps}{' ...' if len(activation.thresholds) > 4 else ''}")
+    where = f", which jumps, in standard deviations of its input, at: {'; '.join(cuts)}" if cuts else ""
     return Figure(
         "The activations",
-        finding,
+        f"This network's activation: {own}{where}. All are drawn centred and with the same variance.",
         pd.DataFrame(rows),
         "input",
         "output",
-        colour="function",
+        colour="activation",
         panel="layer",
-        labels={"input": "input, standard deviations"},
+        labels={"input": "input, standard deviations", "output": "output, standard deviations"},
     )
 
 
-def _moments_figure(twins: Mapping[str, Sequence[Moments]]) -> Figure:
+def _moments_figure(layers: Mapping[str, Sequence[Moments]], own: str) -> Figure:
     rows = [
-        {"layer": f"layer {depth}", "network": name, "moment": moment, "value": abs(getattr(layer, moment))}
-        for name, layers in twins.items()
-        for depth, layer in enumerate(layers, 1)
+        {"layer": f"layer {depth}", "activation": name, "moment": moment, "size": abs(getattr(layer, moment))}
+        for name, chain in layers.items()
+        for depth, layer in enumerate(chain, 1)
         for moment in ("a1", "a2", "a4", "tau")
     ]
-    dense, new = twins[DENSE][-1], twins[TERNARY][-1]
+    relu, new = layers[RELU][-1], layers[own][-1]
     finding = (
-        f"In the last random layer the ternary twin has a1 {new.a1:.3f}, a2 {new.a2:.3f}, a4 {new.a4:.3f} "
-        f"and spread tau {new.tau:.3f}; ReLU's are {dense.a1:.3f}, {dense.a2:.3f}, {dense.a4:.3f} and "
-        f"{dense.tau:.3f}. "
-        "Equal a1, a2, a4 in every layer give the same kernel up to a multiple of the identity."
+        f"In the last random layer this network ({own}) has a1 {new.a1:.3f}, a2 {new.a2:.3f}, "
+        f"a4 {new.a4:.3f} and spread tau {new.tau:.3f}; ReLU has {relu.a1:.3f}, {relu.a2:.3f}, {relu.a4:.3f} "
+        f"and {relu.tau:.3f}. Where a1, a2 and a4 are equal in every layer, so are the kernels of wide "
+        "layers, up to a multiple of the identity."
     )
     return Figure(
         "Moments of the activations",
         finding,
         pd.DataFrame(rows),
         "moment",
-        "value",
+        "size",
         "bars",
-        colour="network",
+        colour="activation",
         panel="layer",
     )
 
 
-def _share_figure(twins: Mapping[str, Sequence[Moments]]) -> Figure:
+def _share_figure(layers: Mapping[str, Sequence[Moments]], own: str) -> Figure:
     rows = [
-        {"layer": f"layer {depth}", "network": name, "share": layer.share}
-        for name, layers in twins.items()
-        for depth, layer in enumerate(layers, 1)
+        {"layer": f"layer {depth}", "activation": name, "share": layer.share}
+        for name, chain in layers.items()
+        for depth, layer in enumerate(chain, 1)
     ]
-    worst = min(layer.share for layer in twins[TERNARY])
+    worst = ", ".join(f"{name} {min(layer.share for layer in chain):.0%}" for name, chain in layers.items())
     finding = (
-        f"Of the variance of a layer's outputs at least {worst:.0%} is signal in the ternary twin and "
-        f"{twins[DENSE][0].share:.0%} with ReLU; the rest acts like noise, and adds up with depth."
+        f"Part of the variance of a layer's outputs that is signal, in the worst layer: {worst}. The rest "
+        f"acts like noise, and adds up with depth. This network has: {own}."
     )
     return Figure(
         "Signal in the variance",
@@ -291,37 +304,44 @@ def _share_figure(twins: Mapping[str, Sequence[Moments]]) -> Figure:
         "layer",
         "share",
         "bars",
-        colour="network",
+        colour="activation",
         percent=frozenset({"share"}),
         labels={"share": "part of the variance that is signal"},
     )
 
 
 def _spectrum_figure(
-    twins: Mapping[str, Sequence[Moments]], features: Mapping[str, Tensor], classes: int
+    twins: Mapping[str, Sequence[Moments]], features: Mapping[str, Tensor], again: Tensor, classes: int
 ) -> Figure:
-    """Eigenvalues of both kernels, each by its linear coefficient, and less the known multiple of I."""
-    kernels, shift = {}, {}
-    for name, layers in twins.items():
-        linear, _, quadratic, _ = coefficients(layers)[-1].alpha
-        kernels[name] = conjugate_kernel(features[name], layers[-1].mean) / linear
-        shift[name] = (layers[-1].tau ** 2 - linear - quadratic) / linear
-    delta = shift[TERNARY] - shift[DENSE]
-    eye = torch.eye(len(kernels[TERNARY]), dtype=torch.float64)
-    kernels[f"{TERNARY}, less {delta:.2f} I"] = cleared = kernels[TERNARY] - delta * eye
+    """Eigenvalues of both kernels, and of the ternary one less the multiple of I that moments predict.
+
+    The ternary kernel is scaled to the dense one's signal; where moments are matched, that is no change.
+    `again` are the features of another draw of the dense twin, for comparison.
+    """
+    dense, few = (coefficients(twins[name])[-1] for name in (DENSE, TERNARY))
+    scale = (dense.alpha[0] + dense.alpha[2]) / (few.alpha[0] + few.alpha[2])
+    kernels = {name: conjugate_kernel(features[name], twins[name][-1].mean) for name in twins}
+    kernels[TERNARY] *= scale
+    delta = scale * few.tau**2 - dense.tau**2
+    one, other = kernels[DENSE], kernels[TERNARY]
+    most, apart = min(classes, len(one)), relative_distance(one, other)
+    noise = relative_distance(one, conjugate_kernel(again, twins[DENSE][-1].mean))
+    words = f"differs from the dense twin's by {apart:.0%} in operator norm"
+    if abs(delta) > 1e-9:
+        cleared = other - delta * torch.eye(len(other), dtype=other.dtype)
+        kernels[f"{TERNARY}, less {delta:.2f} I"] = cleared
+        apart = relative_distance(one, cleared)
+        words += f", and by {apart:.0%} once the {delta:.2f} I that the moments predict is taken off"
     rows = [
         {"kernel": name, "index": index, "eigenvalue": value}
         for name, kernel in kernels.items()
         for index, value in enumerate(torch.linalg.eigvalsh(kernel).flip(0).tolist(), 1)
         if value > 1e-9
     ]
-    most = min(classes, len(eye))
-    apart = [relative_distance(kernels[DENSE], kernel) for kernel in (kernels[TERNARY], cleared)]
-    overlap = overlaps(kernels[DENSE], kernels[TERNARY], most)[-1].item()
     finding = (
-        f"On {len(eye)} validation pictures the ternary twin's kernel differs from the dense twin's by "
-        f"{apart[0]:.0%} in operator norm, and by {apart[1]:.0%} once the {delta:.2f} I that the moments "
-        f"predict is taken off; the spaces of their top {most} eigenvectors overlap by {overlap:.0%}."
+        f"On {len(one)} validation pictures the ternary twin's kernel {words}; another draw of the dense "
+        f"twin by {noise:.0%}. The spaces of the two kernels' top {most} eigenvectors overlap by "
+        f"{overlaps(one, other, most)[-1].item():.0%}."
     )
     return Figure(
         "Spectra of the kernels",
