@@ -9,7 +9,7 @@ Source: Dobler and Lemmerich, "Linearity-based Neural Network Compression", 2025
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -27,60 +27,21 @@ from core.tracing import trace
 
 BATCH = 250  # pictures in one forward pass
 RULES = ("best", "any", "share")
-_EVERYTHING = torch.ones((), dtype=torch.bool)  # expands to a mask that keeps all
-
-
-class Size(NamedTuple):
-    """How large one layer of a chain is."""
-
-    own: int  # inputs from the layer before
-    carried: int  # inputs of the shortcut past the layer before; 0 where there is none
-    outputs: int
-    biased: bool  # is a bias stored?
-
-    @property
-    def inputs(self) -> int:
-        return self.own + self.carried
-
-    @property
-    def shortcut(self) -> int:
-        """Numbers stored in the shortcut."""
-        return self.carried * self.outputs
-
-    def merge(self, following: "Size", linear: int, dead: int) -> "list[Size]":
-        """The two layers without so many neurons between them; see the function `merge`."""
-        stay = self.outputs - linear - dead
-        biased = following.biased or (self.biased and linear > 0)
-        if not stay:
-            return [Size(self.own, self.carried, following.outputs, biased)]
-        carried = self.inputs if linear else following.carried
-        return [self._replace(outputs=stay), Size(stay, carried, following.outputs, biased)]
-
-
-def stored(sizes: Sequence[Size]) -> int:
-    """Numbers in weights, shortcuts and biases."""
-    return sum((size.inputs + size.biased) * size.outputs for size in sizes)
 
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """One layer of a chain: x -> weight x + bias. In front of every layer but the first there is a ReLU.
+    """One layer of a chain: a sum of products with earlier values, and a bias.
 
-    x are the outputs of that ReLU, `own` in number (in front of the first layer: the chain's inputs),
-    and behind them, where a shortcut leads past the layer before, all that that layer reads.
+    Value 0 is the chain's input, value k + 1 what the ReLU behind layer k gives; the last layer has no
+    ReLU. Layer k reads value k, and through shortcuts earlier ones.
     """
 
-    weight: Tensor  # (Q, P) float64; columns from `own` on are the shortcut
+    weights: Mapping[int, Tensor]  # value -> (Q, its width) float64
     bias: Tensor  # (Q,)
-    own: int
     biased: bool = True  # is a bias stored?
-    keep_weight: Tensor = _EVERYTHING  # False where an earlier step holds a number at zero
-    keep_bias: Tensor = _EVERYTHING
-
-    @property
-    def size(self) -> Size:
-        outputs, inputs = self.weight.shape
-        return Size(self.own, inputs - self.own, outputs, self.biased)
+    keep: Mapping[int, Tensor] = field(default_factory=dict)  # of weights that an earlier step masked
+    keep_bias: Tensor | None = None
 
     def normed(self, norm: nn.BatchNorm1d) -> "Affine":
         """With the batch norm behind it folded in."""
@@ -88,41 +49,115 @@ class Affine:
         scale = scale if norm.weight is None else scale * norm.weight.double()
         bias = (self.bias - norm.running_mean.double()) * scale
         bias = bias if norm.bias is None else bias + norm.bias.double()
-        return replace(
-            self, weight=self.weight * scale[:, None], bias=bias, biased=True, keep_bias=_EVERYTHING
-        )
+        weights = {value: weight * scale[:, None] for value, weight in self.weights.items()}
+        return Affine(weights, bias, keep=self.keep)
 
     def only(self, neurons: Tensor) -> "Affine":
-        """With the outputs at `neurons` alone."""
-        keep_weight = self.keep_weight.expand_as(self.weight)[neurons]
-        keep_bias = self.keep_bias.expand_as(self.bias)[neurons]
-        weight, bias = self.weight[neurons], self.bias[neurons]
-        return replace(self, weight=weight, bias=bias, keep_weight=keep_weight, keep_bias=keep_bias)
+        """The neurons at these places alone."""
+        weights, keep = (
+            {value: entries[neurons] for value, entries in tensors.items()}
+            for tensors in (self.weights, self.keep)
+        )
+        keep_bias = None if self.keep_bias is None else self.keep_bias[neurons]
+        return Affine(weights, self.bias[neurons], self.biased, keep, keep_bias)
+
+    def without(self, value: int, maker: "Affine", linear: Tensor, stay: Tensor) -> "Affine":
+        """Of the neurons of `value`, which `maker` makes, it reads those at `stay`, and what those at
+        `linear` read."""
+        weights, keep, keep_bias = dict(self.weights), dict(self.keep), self.keep_bias
+        read, kept = weights.pop(value), keep.pop(value, None)
+        if len(stay):
+            weights[value] = read[:, stay]
+            if kept is not None:
+                keep[value] = kept[:, stay]
+        if len(linear) or not len(stay):
+            for source, weight in maker.weights.items():
+                product = read[:, linear] @ weight[linear]
+                weights[source] = weights[source] + product if source in weights else product
+                keep.pop(source, None)
+        bias = self.bias + read[:, linear] @ maker.bias[linear]
+        if keep_bias is not None:
+            keep_bias = keep_bias | (bias != 0)
+        biased = self.biased or (maker.biased and len(linear) > 0)
+        return Affine(weights, bias, biased, keep, keep_bias)
+
+    def renumbered(self, places: Mapping[int, int]) -> "Affine":
+        """The same where value v is called places[v]."""
+        weights = {places[value]: weight for value, weight in self.weights.items()}
+        return replace(self, weights=weights, keep={places[value]: mask for value, mask in self.keep.items()})
 
 
-def merge(first: Affine, second: Affine, linear: Tensor, dead: Tensor) -> list[Affine]:
-    """Two layers of a chain without the neurons between them that are `linear` or `dead`, (m,) bool.
+@dataclass(frozen=True)
+class Sizes:
+    """How large a chain's layers are."""
 
-    A linear neuron gives way to what it reads, a dead one to zero. If none is left, the layers are one.
+    widths: tuple[int, ...]  # of every value
+    reads: tuple[frozenset[int], ...]  # layer -> values; none where the layer is gone
+    biased: tuple[bool, ...]  # layer -> is a bias stored?
+
+    @classmethod
+    def of(cls, layers: Sequence[Affine]) -> "Sizes":
+        widths = (layers[0].weights[0].shape[1], *(len(layer.bias) for layer in layers))
+        reads = tuple(frozenset(layer.weights) for layer in layers)
+        return cls(widths, reads, tuple(layer.biased for layer in layers))
+
+    @property
+    def stored(self) -> int:
+        """Numbers in weights, shortcuts and biases."""
+        return self._weights() + sum(
+            width for width, biased in zip(self.widths[1:], self.biased, strict=True) if biased
+        )
+
+    @property
+    def shortcuts(self) -> int:
+        """Numbers in shortcuts: in all that a layer reads besides the value before it."""
+        return self._weights() - sum(
+            self.widths[max(reads)] * self.widths[layer + 1]
+            for layer, reads in enumerate(self.reads)
+            if reads
+        )
+
+    def _weights(self) -> int:
+        return sum(self.inputs(layer) * self.widths[layer + 1] for layer in range(len(self.reads)))
+
+    def inputs(self, layer: int) -> int:
+        """All numbers that `layer` reads."""
+        return sum(self.widths[value] for value in self.reads[layer])
+
+    def readers(self, value: int) -> list[int]:
+        return [layer for layer, reads in enumerate(self.reads) if value in reads]
+
+    def merge(self, layer: int, linear: int, dead: int) -> "Sizes":
+        """Without so many neurons of hidden layer `layer`; see the function `merge`."""
+        value, widths, reads, biased = layer + 1, list(self.widths), list(self.reads), list(self.biased)
+        widths[value] -= linear + dead
+        for reader in self.readers(value):
+            if linear or not widths[value]:
+                reads[reader] |= reads[layer]
+            if not widths[value]:
+                reads[reader] -= {value}
+            biased[reader] |= biased[layer] and linear > 0
+        if not widths[value]:
+            reads[layer] = frozenset()
+        return Sizes(tuple(widths), tuple(reads), tuple(biased))
+
+
+def merge(layers: Mapping[int, Affine], layer: int, linear: Tensor, dead: Tensor) -> dict[int, Affine]:
+    """The chain without those neurons of hidden layer `layer` that are `linear` or `dead`, (m,) bool.
+
+    Who reads a linear neuron then reads what it reads, and who reads a dead one reads nothing. A layer
+    without neurons is gone; the others keep their numbers.
     """
     gone, stay = linear.nonzero()[:, 0], (~(linear | dead)).nonzero()[:, 0]
-    columns = second.size[:2]
-    own, shortcut = second.weight.split(columns, 1)
-    keep, keep_shortcut = second.keep_weight.expand_as(second.weight).split(columns, 1)
-    bias = second.bias + own[:, gone] @ first.bias[gone]
-    if len(gone) or not len(stay):
-        product = own[:, gone] @ first.weight[gone]
-        shortcut = product + shortcut if second.size.carried else product
-        keep_shortcut = torch.ones_like(shortcut, dtype=torch.bool)
-    merged = Affine(
-        weight=torch.cat([own[:, stay], shortcut], 1),
-        bias=bias,
-        own=len(stay) or first.own,
-        biased=second.biased or (first.biased and len(gone) > 0),
-        keep_weight=torch.cat([keep[:, stay], keep_shortcut], 1),
-        keep_bias=second.keep_bias | (bias != 0),
-    )
-    return [first.only(stay), merged] if len(stay) else [merged]
+    maker, value = layers[layer], layer + 1
+    merged = {
+        number: reader.without(value, maker, gone, stay) if value in reader.weights else reader
+        for number, reader in layers.items()
+    }
+    if not len(stay):
+        del merged[layer]
+        return merged
+    return merged | {layer: maker.only(stay)}
 
 
 @dataclass(frozen=True)
@@ -143,52 +178,58 @@ class Decision(NamedTuple):
 
     linear: int  # neurons
     dead: int  # neurons that go because they are never active
-    inputs: int  # all that the layer reads, with what is carried past earlier layers
-    outputs: int  # width of the layer behind it
+    break_even: float  # merging more linear neurons than this saves numbers
     merged: bool
-
-    @property
-    def break_even(self) -> float:
-        """A new shortcut saves numbers if more neurons than this are merged."""
-        return self.inputs * self.outputs / (self.inputs + self.outputs + 1)
 
 
 def decide(
-    sizes: Sequence[Size], linear: Sequence[int], dead: Sequence[int], rule: Rule
-) -> tuple[list[Size], list[Decision]]:
+    sizes: Sizes, linear: Sequence[int], dead: Sequence[int], rule: Rule
+) -> tuple[Sizes, list[Decision]]:
     """What becomes of a chain with so many `linear` and `dead` neurons in its hidden layers, front to back.
 
-    Dead neurons go in any case, linear ones where `rule` says so. What is carried past one layer is an
-    input of the next.
+    Dead neurons go in any case, linear ones where `rule` says so. What a shortcut leads past one layer
+    is an input of the next.
     """
-    done, decisions = [sizes[0]], []
-    for second, straight, silent in zip(sizes[1:], linear, dead, strict=True):
-        first = done.pop()
-        merged, unmerged = first.merge(second, straight, silent), first.merge(second, 0, silent)
-        goes = rule.merges(straight, first.outputs, stored(unmerged) - stored(merged))
-        decisions.append(Decision(straight, silent, first.inputs, second.outputs, goes))
-        done += merged if goes else unmerged
-    return done, decisions
+    decisions = []
+    for layer, (straight, silent) in enumerate(zip(linear, dead, strict=True)):
+        merged, unmerged = sizes.merge(layer, straight, silent), sizes.merge(layer, 0, silent)
+        saved = unmerged.stored - merged.stored
+        goes = rule.merges(straight, sizes.widths[layer + 1], saved)
+        decisions.append(Decision(straight, silent, _break_even(sizes, layer), goes))
+        sizes = merged if goes else unmerged
+    return sizes, decisions
+
+
+def _break_even(sizes: Sizes, layer: int) -> float:
+    """Numbers in the new shortcuts, over those that one neuron saves: in a fresh chain p q / (p + q + 1)."""
+    readers = sizes.readers(layer + 1)
+    new = sum(
+        sizes.widths[value] * sizes.widths[reader + 1]
+        for reader in readers
+        for value in sizes.reads[layer] - sizes.reads[reader]
+    )
+    read_by = sum(sizes.widths[reader + 1] for reader in readers)
+    return new / (sizes.inputs(layer) + read_by + sizes.biased[layer])
 
 
 def merge_chain(
     layers: Sequence[Affine], linear: Sequence[Tensor], dead: Sequence[Tensor], decisions: Sequence[Decision]
 ) -> list[Affine]:
     """The chain as decided; `linear` and `dead` are (m,) bool for every hidden layer."""
-    done = [layers[0]]
-    for second, straight, silent, decision in zip(layers[1:], linear, dead, decisions, strict=True):
-        done += merge(done.pop(), second, straight & decision.merged, silent)
-    return done
+    done = dict(enumerate(layers))
+    for layer, (straight, silent, decision) in enumerate(zip(linear, dead, decisions, strict=True)):
+        done = merge(done, layer, straight & decision.merged, silent)
+    places = {0: 0} | {layer + 1: place for place, layer in enumerate(done, 1)}
+    return [layer.renumbered(places) for layer in done.values()]
 
 
 def preactivations(layers: Sequence[Affine], x: Tensor) -> list[Tensor]:
     """(..., Q) of every layer for inputs `x` (..., P) in float64; the last ones are the chain's outputs."""
-    values = [x @ layers[0].weight.T + layers[0].bias]
-    for layer in layers[1:]:
-        hidden = values[-1].relu()
-        x = torch.cat([hidden, x], -1) if layer.size.carried else hidden
-        values.append(x @ layer.weight.T + layer.bias)
-    return values
+    values, found = [x], []
+    for layer in layers:
+        found.append(sum((values[v] @ weight.T for v, weight in layer.weights.items()), start=layer.bias))
+        values.append(found[-1].relu())
+    return found
 
 
 def always_active(layers: Sequence[Affine], low: Tensor, high: Tensor) -> list[Tensor]:
@@ -196,13 +237,16 @@ def always_active(layers: Sequence[Affine], low: Tensor, high: Tensor) -> list[T
 
     Interval bounds, layer by layer: a neuron that they miss may still be active everywhere.
     """
-    proved = []
-    for layer, following in pairwise(layers):
-        up, down = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
-        least, most = up @ low + down @ high + layer.bias, up @ high + down @ low + layer.bias
+    lows, highs, proved = [low], [high], []
+    for layer in layers[:-1]:
+        least = most = layer.bias
+        for value, weight in layer.weights.items():
+            up, down = weight.clamp(min=0), weight.clamp(max=0)
+            least = least + up @ lows[value] + down @ highs[value]
+            most = most + up @ highs[value] + down @ lows[value]
         proved.append(least > 0)
-        past = (low, high) if following.size.carried else (low[:0], high[:0])
-        low, high = torch.cat([least.relu(), past[0]]), torch.cat([most.relu(), past[1]])
+        lows.append(least.relu())
+        highs.append(most.relu())
     return proved
 
 
@@ -210,53 +254,50 @@ def always_active(layers: Sequence[Affine], low: Tensor, high: Tensor) -> list[T
 
 
 class MergedChain(nn.Module):
-    """Linear layers with ReLU in between; shortcuts lead all that a layer reads past it to the next one.
+    """Linear layers with ReLU in between, and shortcuts, which are linear too, past some of them.
 
-    `widths` are the numbers of inputs and of every layer's outputs; `shortcuts` and `biases` say which
-    layers have them. Layer k reads value k, the inputs or what the ReLU in front of it gives; a shortcut
-    is a linear layer for every earlier value that it reads, so that removing neurons finds its way.
+    `widths` are the numbers of inputs and of every layer's outputs, `biases` says which layers have one.
+    The values and layers are numbered as in `Affine`; "0-2" in `shortcuts` lets layer 2 read value 0.
     """
 
-    def __init__(self, widths: Sequence[int], shortcuts: Sequence[bool], biases: Sequence[bool]) -> None:
+    def __init__(self, widths: Sequence[int], shortcuts: Sequence[str], biases: Sequence[bool]) -> None:
         super().__init__()
         sizes = zip(pairwise(widths), biases, strict=True)
         self.layers = nn.ModuleList(nn.Linear(*size, bias=biased) for size, biased in sizes)
         self.relus = nn.ModuleList(nn.ReLU() for _ in self.layers[1:])
-        self.past = nn.ModuleDict()  # "j-k": what layer k reads of value j
-        self.shortcuts = tuple(shortcuts)
-        for index, outputs in enumerate(widths[1:]):
-            for source in self.sources(index):
-                self.past[f"{source}-{index}"] = nn.Linear(widths[source], outputs, bias=False)
-
-    def sources(self, index: int) -> list[int]:
-        """The values that the shortcut of layer `index` reads: all that the layer before reads."""
-        return [index - 1, *self.sources(index - 1)] if self.shortcuts[index] else []
+        self.past = nn.ModuleDict()
+        for name in shortcuts:
+            value, layer = _ends(name)
+            if not 0 <= value < layer < len(self.layers):
+                raise ValueError(f"shortcut {name} leads past no layer")
+            self.past[name] = nn.Linear(widths[value], widths[layer + 1], bias=False)
 
     @classmethod
     def of(cls, layers: Sequence[Affine]) -> "MergedChain":
         """The module that computes `layers`, in float64; what was held at zero still is."""
-        widths = [layers[0].own, *(len(layer.weight) for layer in layers)]
-        made = cls(widths, [layer.size.carried > 0 for layer in layers], [layer.biased for layer in layers])
-        made = made.double()
-        for index, layer in enumerate(layers):
-            parts = made.parts(index)
-            columns = [part.in_features for part in parts]
-            keep = layer.keep_weight.expand_as(layer.weight).split(columns, 1)
-            for part, weight, kept in zip(parts, layer.weight.split(columns, 1), keep, strict=True):
-                _fill(part, "weight", weight, kept)
-            if layer.biased:
-                _fill(parts[0], "bias", layer.bias, layer.keep_bias.expand_as(layer.bias))
+        names = [
+            f"{value}-{k}" for k, layer in enumerate(layers) for value in sorted(layer.weights) if value < k
+        ]
+        sizes = Sizes.of(layers)
+        made = cls(sizes.widths, names, sizes.biased).double()
+        for layer, affine in enumerate(layers):
+            parts = made.parts(layer)
+            for value, weight in affine.weights.items():
+                _fill(parts[value], "weight", weight, affine.keep.get(value))
+            if affine.biased:
+                _fill(parts[layer], "bias", affine.bias, affine.keep_bias)
         return made
 
-    def parts(self, index: int) -> list[nn.Linear]:
-        """Layer `index` and its shortcut, in the order of an `Affine`'s columns."""
-        return [self.layers[index], *(self.past[f"{source}-{index}"] for source in self.sources(index))]
+    def parts(self, layer: int) -> dict[int, nn.Module]:
+        """Value -> what layer `layer` reads it through."""
+        past = {_ends(name)[0]: module for name, module in self.past.items() if _ends(name)[1] == layer}
+        return past | {layer: self.layers[layer]}
 
     def forward(self, x: Tensor) -> Tensor:
         values = [x]
-        for index, layer in enumerate(self.layers):
-            past = [self.past[f"{source}-{index}"](values[source]) for source in self.sources(index)]
-            out = sum(past, start=layer(values[index]))
+        for index in range(len(self.layers)):
+            read = [part(values[value]) for value, part in self.parts(index).items()]
+            out = sum(read[1:], start=read[0])
             if index < len(self.relus):
                 values.append(self.relus[index](out))
         return out
@@ -275,13 +316,23 @@ class MergedChain(nn.Module):
         return (self.layers[0].in_features, *(layer.out_features for layer in self.layers))
 
     @property
+    def shortcuts(self) -> tuple[str, ...]:
+        return tuple(self.past)
+
+    @property
     def biases(self) -> tuple[bool, ...]:
         return tuple(layer.bias is not None for layer in self.layers)
 
 
-def _fill(layer: nn.Linear, tensor: str, value: Tensor, keep: Tensor) -> None:
+def _ends(shortcut: str) -> tuple[int, int]:
+    """The value that it reads, and the layer that it leads to."""
+    value, layer = shortcut.split("-")
+    return int(value), int(layer)
+
+
+def _fill(layer: nn.Module, tensor: str, value: Tensor, keep: Tensor | None) -> None:
     getattr(layer, tensor).data.copy_(value)
-    if not keep.all():
+    if keep is not None:
         apply_mask(layer, keep, tensor)
 
 
@@ -294,10 +345,6 @@ class Chain:
     layers: tuple[Affine, ...]
     hidden: tuple[str, ...]  # the linear layers in front of its ReLUs
     parameters: int  # stored, batch norms included
-
-    @property
-    def sizes(self) -> list[Size]:
-        return [layer.size for layer in self.layers]
 
     def put(self, model: nn.Module, layers: Sequence[Affine]) -> None:
         """Let `model` compute `layers` in the chain's place."""
@@ -359,7 +406,8 @@ class _Search:
             if active and following:
                 for norm in (m for m in passed if isinstance(m, nn.BatchNorm1d)):
                     affine[-1] = affine[-1].normed(norm)
-                affine += following.values()
+                places = {value: value + len(affine) for value in range(len(following))}
+                affine += [layer.renumbered(places) for layer in following.values()]
                 labels += following
                 modules += [*names, node.target]
                 passed, names = [], []
@@ -383,50 +431,39 @@ class _Search:
         """Names and layers, if `node` calls a linear layer or a merged chain."""
         module = self._module(node)
         if type(module) is nn.Linear:
-            return {node.target: self._affine(node.target, module)}
+            return {node.target: self._affine(0, {0: node.target})}
         if not isinstance(module, MergedChain) or not module.plain:
             return {}
-        found = {}
-        for index in range(len(module.layers)):
-            name = f"{node.target}.layers.{index}"
-            found[name] = self._affine(name, module.layers[index])
-            for source in module.sources(index):
-                past = f"{source}-{index}"
-                found[name] = _beside(
-                    found[name], self._affine(f"{node.target}.past.{past}", module.past[past])
-                )
-        return found
+        names = {part: name for name, part in self._network.named_modules()}
+        return {
+            names[layer]: self._affine(k, {value: names[part] for value, part in module.parts(k).items()})
+            for k, layer in enumerate(module.layers)
+        }
 
-    def _affine(self, name: str, layer: nn.Linear) -> Affine:
-        weight, biased = layer.weight.double(), layer.bias is not None
+    def _affine(self, number: int, parts: Mapping[int, str]) -> Affine:
+        """Layer `number` of a chain, which reads values through the linear layers of these names."""
+        layers = {value: self._network.get_submodule(name) for value, name in parts.items()}
+        own = layers[number]
+        biased = own.bias is not None
+        masks = {value: self._kept(name, "weight") for value, name in parts.items()}
         return Affine(
-            weight=weight,
-            bias=layer.bias.double() if biased else torch.zeros(len(weight), dtype=torch.float64),
-            own=weight.shape[1],
+            weights={value: layer.weight.double() for value, layer in layers.items()},
+            bias=own.bias.double() if biased else torch.zeros(own.out_features, dtype=torch.float64),
             biased=biased,
-            keep_weight=self._kept(name, "weight"),
-            keep_bias=self._kept(name, "bias"),
+            keep={value: mask for value, mask in masks.items() if mask is not None},
+            keep_bias=self._kept(parts[number], "bias"),
         )
 
-    def _kept(self, name: str, tensor: str) -> Tensor:
-        """False where a mask holds a number of layer `name` at zero."""
+    def _kept(self, name: str, tensor: str) -> Tensor | None:
+        """False where a mask holds a number of layer `name` at zero; None without a mask."""
         layer = self._model.get_submodule(name)
-        masked = parametrize.is_parametrized(layer, tensor)
-        return (getattr(layer, tensor) != 0).cpu() if masked else _EVERYTHING
-
-
-def _beside(layer: Affine, shortcut: Affine) -> Affine:
-    """`layer` with the columns of `shortcut` behind those that it has."""
-    keep = [part.keep_weight.expand_as(part.weight) for part in (layer, shortcut)]
-    return replace(
-        layer, weight=torch.cat([layer.weight, shortcut.weight], 1), keep_weight=torch.cat(keep, 1)
-    )
+        return (getattr(layer, tensor) != 0).cpu() if parametrize.is_parametrized(layer, tensor) else None
 
 
 def _folds(module: nn.Module | None, layer: Affine) -> bool:
     """Is it a batch norm that in eval mode is one scale and shift per output of `layer`?"""
     fixed = isinstance(module, nn.BatchNorm1d) and module.running_mean is not None
-    return fixed and module.num_features == len(layer.weight)
+    return fixed and module.num_features == len(layer.bias)
 
 
 # -------------------------------------------------------------------------------------- calibration

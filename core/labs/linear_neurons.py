@@ -15,7 +15,7 @@ from core.errors import UnsupportedModelError
 from core.evaluation import correct, logits
 from core.figure import Figure, Reference
 from core.lab import LABS, Lab
-from core.linearity import Activity, Chain, Rule, decide, merge_chain, observe, require_chains, stored
+from core.linearity import Activity, Chain, Rule, Sizes, decide, merge_chain, observe, require_chains
 from core.method import choice, number
 from core.recipe import COMPRESSORS, Recipe, compress
 from core.run import Run
@@ -110,7 +110,7 @@ def _sweep(setting: Setting, held_out: Split, run: Run) -> pd.DataFrame:
     with run.step(0, 2):
         activities = observe(LinearNeurons.name, model, chains, setting.validation, run)
     pairs = list(zip(chains, activities, strict=True))
-    before, original = sum(stored(chain.sizes) for chain in chains), logits(model, held_out)
+    before, original = sum(Sizes.of(chain.layers).stored for chain in chains), logits(model, held_out)
     rows = []
     with run.step(1, 2):
         for threshold in run.track(THRESHOLDS, "Lowering the threshold"):
@@ -132,9 +132,10 @@ def _merged(
     for chain, activity in pairs:
         linear = [rates >= threshold for rates in activity.rates]
         dead = [torch.zeros_like(mask) for mask in linear]
-        sizes, decisions = decide(chain.sizes, [int(mask.sum()) for mask in linear], [0] * len(dead), rule)
+        counts = [int(mask.sum()) for mask in linear]
+        sizes, decisions = decide(Sizes.of(chain.layers), counts, [0] * len(dead), rule)
         chain.put(network, merge_chain(chain.layers, linear, dead, decisions))
-        numbers += stored(sizes)
+        numbers += sizes.stored
     return network, numbers
 
 

@@ -16,18 +16,17 @@ from core.layers import require_prunable
 from core.linearity import (
     RULES,
     Activity,
-    Affine,
     Chain,
     Decision,
     Rule,
+    Sizes,
     always_active,
     chain_inputs,
+    decide,
     merge_chain,
     observe,
-    parameters,
     preactivations,
     require_chains,
-    shortcut_parameters,
 )
 from core.method import choice, flag, number
 from core.recipe import COMPRESSORS, Compressor
@@ -80,7 +79,8 @@ class Linearity(Compressor):
     def apply(self, model: nn.Module, setting: Setting, run: Run) -> nn.Module:
         for outcome in self._outcomes(model, setting, run):
             if outcome.changed:
-                outcome.chain.put(model, outcome.layers)
+                chain = outcome.chain
+                chain.put(model, merge_chain(chain.layers, outcome.linear, outcome.dead, outcome.decisions))
         return model
 
     def figures(self, before: nn.Module, after: nn.Module, setting: Setting, run: Run) -> Sequence[Figure]:
@@ -105,11 +105,10 @@ class Linearity(Compressor):
         """The largest threshold at which `sparsity` is reached, else `threshold`; inf if nothing is to go."""
         if not self.sparsity:
             return math.inf
-        outlines = [(chain.outline(), activity) for chain, activity in pairs]
         wanted = (1 - self.sparsity) * sum(chain.parameters for chain, _ in pairs)
         for step in range(round((1 - self.threshold) / STEP)):
             threshold = round(1 - step * STEP, 2)
-            outcomes = [self._outcome(chain, activity, threshold) for chain, activity in outlines]
+            outcomes = [self._outcome(chain, activity, threshold) for chain, activity in pairs]
             if sum(outcome.parameters for outcome in outcomes) <= wanted:
                 return threshold
         return self.threshold
@@ -117,8 +116,9 @@ class Linearity(Compressor):
     def _outcome(self, chain: Chain, activity: Activity, threshold: float) -> "_Outcome":
         linear = [rates >= threshold for rates in activity.rates]
         dead = [(rates == 0) & self.dead & (threshold <= 1) for rates in activity.rates]
-        layers, decisions = merge_chain(chain.layers, linear, dead, Rule(self.rule, self.share))
-        return _Outcome(chain, activity, threshold, layers, decisions)
+        counts = ([int(mask.sum()) for mask in masks] for masks in (linear, dead))
+        sizes, decisions = decide(Sizes.of(chain.layers), *counts, Rule(self.rule, self.share))
+        return _Outcome(chain, activity, threshold, linear, dead, sizes, decisions)
 
 
 class _Outcome(NamedTuple):
@@ -127,7 +127,9 @@ class _Outcome(NamedTuple):
     chain: Chain
     activity: Activity
     threshold: float
-    layers: list[Affine]
+    linear: list[Tensor]  # per hidden layer, (m,) bool
+    dead: list[Tensor]
+    sizes: Sizes
     decisions: list[Decision]
 
     @property
@@ -137,15 +139,15 @@ class _Outcome(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        return parameters(self.layers) if self.changed else self.chain.parameters
+        return self.sizes.stored if self.changed else self.chain.parameters
 
     def lowest(self, x: Tensor) -> Tensor:
         """For inputs (N, ..., P): the lowest value (N,) of a merged neuron before ReLU, and at most 0."""
         values = torch.zeros(len(x), 1, dtype=x.dtype)
-        hidden = zip(preactivations(self.chain.layers, x), self.activity.rates, self.decisions, strict=False)
-        for active, rates, decision in hidden:
+        hidden = zip(preactivations(self.chain.layers, x), self.linear, self.decisions, strict=False)
+        for active, linear, decision in hidden:
             if decision.merged:
-                values = torch.cat([values, active[..., rates >= self.threshold].flatten(1)], 1)
+                values = torch.cat([values, active[..., linear].flatten(1)], 1)
         return values.amin(1)
 
 
@@ -202,8 +204,10 @@ def _break_even(outcomes: Sequence[_Outcome]) -> Figure:
 
 def _sizes(outcomes: Sequence[_Outcome]) -> Figure:
     before, after = (sum(o.chain.parameters for o in outcomes), sum(o.parameters for o in outcomes))
-    past = [sum(shortcut_parameters(o.chain.layers) for o in outcomes)]
-    past.append(sum(shortcut_parameters(o.layers) for o in outcomes))
+    past = [
+        sum(Sizes.of(o.chain.layers).shortcuts for o in outcomes),
+        sum(o.sizes.shortcuts for o in outcomes),
+    ]
     rows = [
         {"part": part, "network": network, "parameters": count}
         for network, total, shortcuts in (("before", before, past[0]), ("after", after, past[1]))
