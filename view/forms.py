@@ -7,7 +7,9 @@ Every widget gets its value twice, as its default and, where it must change, thr
 form in a closed popover does not exist in the browser yet, and learns its value from the default.
 """
 
+import inspect
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -36,6 +38,15 @@ def pick(
         key=key,
         on_change=lambda: _guarded(save, lambda: registry[st.session_state[key]]()),
     )
+
+
+def about(method: Method) -> None:
+    """Its first line, and behind a button the rule and where it comes from."""
+    st.caption(method.summary())
+    first, *rest = inspect.getdoc(type(method)).split("\n\n")
+    with st.popover("The rule and its source", icon=":material/menu_book:"):
+        for paragraph in rest or [first]:
+            st.markdown(re.sub(r"([*_$<\[\]~`])", r"\\\1", paragraph))
 
 
 def configure(

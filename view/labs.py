@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import streamlit as st
-
 from core.errors import UserError
 from core.lab import LABS, Lab
 from view import carried, figures, forms
@@ -31,7 +29,7 @@ def save(lab: Lab) -> None:
 def controls() -> None:
     """The experiments by name, and the form of the chosen one."""
     forms.pick("Experiment", LABS, current, save, "lab")
-    st.markdown(current().summary())
+    forms.about(current())
     forms.configure(current, save, "lab")
 
 

@@ -80,9 +80,8 @@ def inside(scene: Scene, found: Outcome) -> None:
         with st.container(width=260):
             forms.pick("Diagnostic", DIAGNOSTICS, get, save, "diagnostic")
         with st.popover("Settings", icon=":material/tune:"):
-            st.caption(get().summary())
             forms.configure(get, save, "diagnostic")
-    st.caption(get().summary())
+    forms.about(get())
     with visible_run(get().label()) as run:
         table, shown = carried.diagnose(scene.key, get(), found.network, found.recipe.seed, run)
     figures.show(shown, "diagnostic")

@@ -62,7 +62,7 @@ def editor(scene: Scene) -> None:
         return current().steps[min(index, len(current().steps) - 1)]
 
     forms.pick("Method", COMPRESSORS, get, save, "recipe.method")
-    st.caption(steps[index].summary())
+    forms.about(steps[index])
     forms.configure(get, save, f"recipe.{index}", list(prunable(scene.bundle.module)))
 
 
