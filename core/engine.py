@@ -6,7 +6,7 @@ begins to differ from one that was walked before. Whatever runs here is shared a
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -21,7 +21,7 @@ from core.cutting import TensorMasks
 from core.memory import Memory, Path, PrefixMemory, fork
 from core.precision import PRECISIONS, Calls, doubt, race, settle
 from core.run import Run
-from core.steps import Step
+from core.steps import GATES, Step
 from core.strata import Strata
 
 PREFIX_BYTES = 400 << 20  # activations that are remembered, at most
@@ -146,6 +146,27 @@ class Engine:
         for group in (chunks[i : i + TOGETHER] for i in range(0, len(chunks), TOGETHER)):
             ways.clear()
             yield from workers.each(run, ((number, chunk) for number in numbers for chunk in group))
+
+    def gated(self, modules: Collection[str], plays: Iterable[tuple[int, Tensor]]) -> Iterator[Tensor]:
+        """Logits (T, n, K) of the n images of a chunk under T gates, for every (chunk, gates) of `plays`.
+
+        Gates (T, n, O) multiply the outputs of `modules`, a layer and the batch norm behind it, image by
+        image. What comes before them is computed once for all T.
+        """
+        steps, first = self._forms.fast.gated(modules)
+        start = max(first - 1, 0)  # up to here it is the original's way
+
+        @torch.inference_mode()
+        def run(play: tuple[int, Tensor]) -> Tensor:
+            chunk, gates = play
+            at, values = self._prefixes.nearest(chunk, start, ()) or (0, self._enter(chunk))
+            if at < start:
+                values = steps.run(values, at, start)
+                self._prefixes.put(chunk, start, (), values)
+            values = steps.run(values, start, first)
+            return torch.stack([steps.finish({**values, GATES: some}, first) for some in gates])
+
+        return workers.each(run, plays)
 
     def close_calls(self, route: Route, calls: Calls) -> Iterator[tuple[Tensor, Tensor]]:
         """(places (M,), float32 logits (M, K)) of those of the first n images that are close calls."""

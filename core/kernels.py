@@ -38,13 +38,13 @@ class Plain:
         self._weight = weight.to(dtype, memory_format=torch.channels_last)
         self._bias = bias.to(dtype)
         self._geometry = geometry
-        self._activation = _PLAIN[activation[0]], activation[1]
+        self._activate = function_of(activation)
 
     def __call__(self, x: Tensor, other: Tensor | None = None, overwrite: bool = False) -> Tensor:
         """(N, I, H, W) -> (N, O, H', W'); `other`, of the result's shape, may be overwritten."""
-        g, (function, numbers) = self._geometry, self._activation
+        g = self._geometry
         y = F.conv2d(x, self._weight, self._bias, g.stride, g.padding, g.dilation, g.groups)
-        return function(y if other is None else y.add_(other), *numbers)
+        return self._activate(y if other is None else y.add_(other))
 
 
 class Fused:
@@ -86,6 +86,12 @@ _PLAIN: dict[str, Callable[..., Tensor]] = {
     "tanh": torch.tanh,
 }
 _AFTER_SUM = ("none", "relu")  # what oneDNN can do behind an addition
+
+
+def function_of(activation: Activation) -> Callable[[Tensor], Tensor]:
+    """The activation as torch computes it, out of place."""
+    name, numbers = activation
+    return lambda x: _PLAIN[name](x, *numbers)
 
 
 def activation_of(target: nn.Module | Callable[..., Tensor] | str, added: bool) -> Activation | None:

@@ -5,7 +5,7 @@ with other weights in the steps that follow. `core.fusion` makes the list from a
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from core.cutting import TensorMasks, blank
-from core.kernels import Activation, Fused, Geometry, Kernel
+from core.cutting import TensorMasks, blank, skeleton
+from core.kernels import Activation, Fused, Geometry, Kernel, function_of
 from core.layers import ChannelShortcut, private_copy
 
 Values = dict[str, Any]  # name -> what a step made
 NOTHING: Mapping[Any, Any] = MappingProxyType({})
+GATES = "gates"  # the value, in steps that are gated, that says which channels are on: (N, O) of 0 and 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,11 @@ class Step:
     def masked(self, masks: TensorMasks) -> "Step":
         """The same step with zeros where `masks` is False."""
         raise NotImplementedError
+
+    def gated(self, modules: Collection[str]) -> "Sequence[Step]":
+        """Steps in its place that multiply the outputs of `modules`, which are its own, by `GATES`."""
+        plain = replace(self, name=f"{self.name} ungated")
+        return plain, _gate(self, plain, lambda x: x)
 
     @property
     def size_bytes(self) -> int:
@@ -94,6 +100,18 @@ class Convolution(Step):
 
     def masked(self, masks: TensorMasks) -> Step:
         return replace(self, masks=masks)
+
+    def gated(self, modules: Collection[str]) -> Sequence[Step]:
+        """Gates stand behind the batch norm, in front of the addition and the activation."""
+        others = self.reads[1:]
+        plain = replace(
+            self,
+            name=f"{self.name} ungated",
+            reads=self.reads[:1],
+            frees=tuple(name for name in self.frees if name not in others),
+            activation=("none", ()),
+        )
+        return plain, _gate(self, plain, function_of(self.activation), others)
 
     @property
     def size_bytes(self) -> int:
@@ -168,9 +186,62 @@ class Whole(Step):
     def masked(self, masks: TensorMasks) -> Step:
         return replace(self, network=blanked(self.network, masks))
 
+    def gated(self, modules: Collection[str]) -> Sequence[Step]:
+        return (_GatedWhole(**vars(self), gates_of=tuple(modules)),)
+
     @property
     def size_bytes(self) -> int:
         return _size(self.network)
+
+
+@dataclass(frozen=True, eq=False)
+class _GatedWhole(Whole):
+    """The same with gates behind the modules `gates_of`."""
+
+    gates_of: tuple[str, ...]
+
+    def run(self, values: Values, fresh: set[str]) -> Tensor:
+        network, gates = skeleton(self.network), values[GATES]  # hooks of its own: others run at once
+        for name in self.gates_of:
+            layer = network.get_submodule(name)
+            last = isinstance(layer, nn.Linear)
+            layer.register_forward_hook(
+                lambda _, inputs, output, last=last: output * _spread(gates, output, last)
+            )
+        return network(values[self.reads[0]])
+
+
+@dataclass(frozen=True, eq=False)
+class Gate(Step):
+    """activation(gates * value + other)."""
+
+    activate: Callable[[Tensor], Tensor]
+    last: bool  # whether channels are the last dimension, else the second
+
+    def run(self, values: Values, fresh: set[str]) -> Tensor:
+        value, *others = (values[name] for name in self.reads)
+        gates = _spread(values[GATES], value, self.last)
+        return self.activate(torch.addcmul(others[0], value, gates) if others else value * gates)
+
+    @property
+    def size_bytes(self) -> int:
+        return 0
+
+
+def _gate(
+    step: Step, plain: Step, activate: Callable[[Tensor], Tensor], others: tuple[str, ...] = ()
+) -> Gate:
+    """The gate behind `plain`, which computes what `step` does but for additions and activations."""
+    frees = (plain.name, *(name for name in step.frees if name not in plain.frees))
+    last = isinstance(getattr(step, "function", None), nn.Linear)
+    return Gate(step.name, (plain.name, *others), (), frees, step.float32, activate, last)
+
+
+def _spread(gates: Tensor, value: Tensor, last: bool) -> Tensor:
+    """Gates (N, O) in a shape that broadcasts to `value`, which may hold several windows of every picture."""
+    gates = gates.to(value.dtype).repeat_interleave(len(value) // len(gates), 0)
+    shaped = gates.reshape(*gates.shape, *[1] * (value.dim() - 2))
+    return shaped.movedim(1, -1) if last else shaped
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +282,7 @@ class Steps:
             if step.float32 and index and not self.steps[index - 1].float32:
                 values = {name: _float32(value) for name, value in values.items()}
             values[step.name] = step.run(values, fresh)
-            if isinstance(step, Convolution):
+            if isinstance(step, Convolution | Gate):
                 fresh.add(step.name)
             for name in step.frees:
                 del values[name]
@@ -229,6 +300,22 @@ class Steps:
             if here:
                 found[index] = here
         return found
+
+    def gated(self, modules: Collection[str]) -> tuple["Steps", int]:
+        """The same steps with gates behind `modules`, and where the first gate stands.
+
+        Up to there the steps are, in number and effect, those of this network. From there on `GATES`
+        must be among the values: zeros do to a layer with its batch norm what `surgery.silence` does.
+        """
+        steps: list[Step] = []
+        first = None
+        for step in self.steps:
+            here = [name for name in step.modules if name in modules]
+            parts = step.gated(here) if here else (step,)
+            steps += parts
+            if here and first is None:
+                first = len(steps) - 1
+        return replace(self, steps=steps), len(steps) if first is None else first
 
 
 def _float32(value: Any) -> Any:
