@@ -46,11 +46,12 @@ class LowRank(Compressor):
 
     A linear layer or 1x1 convolution becomes two through its largest singular values; a larger
     convolution becomes 1x1, k x k, 1x1 (Tucker-2), without a 1x1 where all channels of that side
-    stay. Weights, MACs and latency really fall. Rule "budget": `sparsity` is the share of the weights
-    of all convolutions and linear layers that is saved, shared out so that the sum of the layers'
-    relative squared errors is least; at 1, every layer has rank 1. "energy": the smallest ranks that
-    keep that share of the squared norm. "ratio": that share of the full ranks. `ranks` settles
-    layers by hand, as "ratio" does.
+    stay. Weights really go, and with them nearly always multiply-adds; time falls where layers are
+    wide and ranks low, since two or three calls replace one. Rule "budget": `sparsity` is the share
+    of the weights of all convolutions and linear layers that is saved, shared out so that the sum of
+    the layers' relative squared errors is least; at 1, every layer has rank 1. "energy": the smallest
+    ranks that keep that share of the squared norm. "ratio": that share of the full ranks. `ranks`
+    settles layers by hand, as "ratio" does.
 
     A layer stays as it is where it would not have fewer weights, where it is grouped, where it
     shares weights, and where the network never calls it. A factorised layer is dense: masks of
@@ -255,7 +256,7 @@ def _cost_figure(table: pd.DataFrame, what: str) -> Figure:
     words = what.replace("_", "-")
     finding = f"{old:,} {words} became {new:,} ({new / max(old, 1) - 1:+.1%})."
     if risen := (table[f"{what}_after"] > table[f"{what}_before"]).sum():
-        finding += f" {risen} layers need more: a stride acts after their first 1x1 convolution."
+        finding += f" In {risen} it rose: the first 1x1 convolution works before the stride."
     return Figure(
         f"{words.capitalize()} by layer",
         finding,
