@@ -184,12 +184,15 @@ def _sizes(sweep: pd.DataFrame) -> Figure:
 def _accuracies(sweep: pd.DataFrame) -> Figure:
     original = sweep.original.iloc[0]
     best = sweep[sweep.rule == "best"]
-    kept = best[best.accuracy >= original - 0.02]
-    least = kept.loc[kept["size"].idxmin()]
+    kept = best[best.accuracy >= original - 0.02].sort_values("size").head(1)
+    enough = [
+        f"{row['size']:.0%} of the numbers in linear layers are enough for {row.accuracy:.1%}, at most two "
+        f"points below the original's {original:.1%}: at a threshold of {row.threshold:.0%}"
+        for _, row in kept.iterrows()
+    ]
     finding = (
-        f"With rule best, {least['size']:.0%} of the numbers in linear layers are enough for an accuracy of "
-        f"{least.accuracy:.1%}, at most two points below the original's {original:.1%}: at a threshold of "
-        f"{least.threshold:.0%}. At 5 % it is {best.accuracy.iloc[-1]:.1%} with {best['size'].iloc[-1]:.0%}."
+        f"With rule best, {enough[0] if enough else f'no threshold stays within two points of {original:.1%}'}. "
+        f"At 5 %, {best['size'].iloc[-1]:.0%} of the numbers are left, and {best.accuracy.iloc[-1]:.1%}."
     )
     return Figure(
         "Accuracy by size",
