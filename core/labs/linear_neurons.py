@@ -165,7 +165,7 @@ def _sizes(sweep: pd.DataFrame) -> Figure:
     first = f"saves from a threshold of {saving.max():.0%} on" if len(saving) else "saves nothing"
     finding = (
         f"Merging every linear neuron takes the linear layers to {largest['size']:.0%} of their size at a "
-        f"threshold of {largest.threshold:.0%}. Merging only where that saves numbers {first}; the smallest "
+        f"threshold of {largest.threshold:.0%}. With rule best, merging {first}; the smallest "
         f"size is {smallest['size']:.0%}."
     )
     return Figure(
@@ -191,7 +191,7 @@ def _accuracies(sweep: pd.DataFrame) -> Figure:
         for _, row in kept.iterrows()
     ]
     finding = (
-        f"With rule best, {enough[0] if enough else f'no threshold stays within two points of {original:.1%}'}. "
+        f"With rule best, {enough[0] if enough else f'all thresholds cost more than two points'}. "
         f"At 5 %, {best['size'].iloc[-1]:.0%} of the numbers are left, and {best.accuracy.iloc[-1]:.1%}."
     )
     return Figure(
