@@ -369,7 +369,7 @@ def test_the_scale_of_a_neuron_does_not_matter_so_batch_norm_may_be_folded_or_no
 
 
 def test_the_exact_rule_is_the_global_order_of_tail_share(tiny_model, tiny_data):
-    """Found by halving the tolerance here and by sorting scores there."""
+    """Found by bisection of the tolerance here and by sorting scores there."""
     for sparsity in (0.2, 0.5, 0.8):
         rule = compressed(tiny_model, tiny_data, LqAdaptive(sparsity=sparsity, rule="exact"))
         order = PruneWeights(sparsity=sparsity, scope="global", criterion=TailShare())

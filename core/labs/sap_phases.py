@@ -9,10 +9,11 @@ import pandas as pd
 import torch
 
 from core.bundles import DATASETS, MODELS, Setting
+from core.errors import Stopped
 from core.figure import Figure, Reference
 from core.lab import LABS, Lab
 from core.method import choice, number
-from core.recipe import COMPRESSORS, Recipe, compress
+from core.recipe import COMPRESSORS, Compressor, Recipe, compress
 from core.run import Progress, Run
 
 RULES = {"sap": "SAP", "lottery": "lottery ticket", "one-shot": "one shot"}
@@ -58,14 +59,16 @@ class SapPhases(Lab):
         rows: list[dict] = []
         for rule, seed in run.track(pairs, "Training and pruning"):
             inner = Run(_shortened(run), run.device)
-            records = compress(network, setting, Recipe((self._method(rule),), seed), inner).records
-            rows += [{"rule": RULES[rule], "seed": seed, **record} for record in records]
-        table = pd.DataFrame(rows).groupby(["rule", "iteration"], sort=False)
-        means, spread = table.mean(), table.validation_accuracy
+            made = compress(network, setting, Recipe((self._method(rule),), seed), inner)
+            if not made.finished:
+                raise Stopped
+            rows += [{"rule": RULES[rule], "seed": seed, **record} for record in made.records]
+        groups = pd.DataFrame(rows).groupby(["rule", "iteration"], sort=False)
+        means, spread = groups.mean(), groups.validation_accuracy
         means = means.assign(low=spread.min(), high=spread.max()).drop(columns="seed").reset_index()
         return (_accuracy(means, len(data.validation), self.seeds), _indices(means))
 
-    def _method(self, rule: str):
+    def _method(self, rule: str) -> Compressor:
         return COMPRESSORS["sap"](
             rule=rule,
             scope=self.scope,

@@ -52,7 +52,7 @@ class LqAdaptive(Compressor):
 
     Source: Yang et al., "A Theoretical Understanding of Neural Network Compression from Sparse Linear
     Approximation", 2022, arXiv:2206.05604; Diao et al., "Pruning Deep Neural Networks from a Sparsity
-    Perspective", ICLR 2023, arXiv:2302.05601, theorem 2 ("index", in the form of the authors' code).
+    Perspective", ICLR 2023, arXiv:2302.05601, theorem 2 ("index", as in early code of the authors).
     """
 
     name: ClassVar[str] = "lq-adaptive"

@@ -57,7 +57,7 @@ class Sap(Compressor):
     iterations: int = number(5, 1, 30, 1, help="Prunings; each is followed by a training from the start")
     p: float = number(1.0, 0.1, 1.0, 0.1, help="Rule sap: the smaller exponent of the PQ index")
     ratio: float = number(2.0, 1.1, 10.0, 0.1, help="Rule sap: the larger exponent q, as a multiple of p")
-    slack: float = number(0.0, 0.0, 1.0, 0.001, help="Rule sap: share of the kept weights that may be lost")
+    slack: float = number(0.0, 0.0, 1.0, 0.001, help="Rule sap: what may be lost, as a share of what is kept")
     gamma: float = number(1.0, 0.1, 10.0, 0.1, help="Rule sap: multiplies what the index would take")
     beta: float = number(0.9, 0.05, 0.95, 0.05, help="Rule sap: most of a group that one iteration takes")
     share: float = number(0.2, 0.01, 0.95, 0.01, help="Other rules: fraction of the weights left that goes")
@@ -83,7 +83,8 @@ class Sap(Compressor):
             try:
                 fit(model, train, classification_loss(), self._schedule(), replace(run, records=[]))
             except Stopped:
-                model.load_state_dict(done or model.state_dict())  # a network just rewound is no result
+                if done:  # a network that was just rewound is no result
+                    model.load_state_dict(done)
                 raise
             done = {name: value.clone() for name, value in model.state_dict().items()}
             weights = {name: layer.weight.detach() for name, layer in layers.items()}
