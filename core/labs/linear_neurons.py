@@ -191,7 +191,7 @@ def _accuracies(sweep: pd.DataFrame) -> Figure:
         for _, row in kept.iterrows()
     ]
     finding = (
-        f"With rule best, {enough[0] if enough else f'all thresholds cost more than two points'}. "
+        f"With rule best, {enough[0] if enough else 'all thresholds cost more than two points'}. "
         f"At 5 %, {best['size'].iloc[-1]:.0%} of the numbers are left, and {best.accuracy.iloc[-1]:.1%}."
     )
     return Figure(
