@@ -19,8 +19,9 @@ from core.bundles import MODELS, Setting
 from core.diagnostics.latent_distance import LatentDistance
 from core.errors import ParameterError, UnsupportedModelError
 from core.evaluation import evaluate
+from core.factors import factorised
 from core.labs import fine_tuning_triangle
-from core.labs.distance_and_damage import DistanceAndDamage, answers_of
+from core.labs.distance_and_damage import DistanceAndDamage, answers_of, cells
 from core.labs.fine_tuning_triangle import FineTuningTriangle
 from core.latent import (
     RULES,
@@ -326,6 +327,15 @@ def test_layers_of_another_shape_have_no_distance_and_networks_that_did_not_move
     assert still.finding == "No weight moved."
 
 
+def test_a_factorised_layer_is_as_far_as_the_singular_values_that_were_cut(tiny_model, setting):
+    after = copy.deepcopy(tiny_model)
+    after.linear = factorised(after.linear, (2, 2))
+    table = LatentDistance().measure(tiny_model, after, setting, Run()).set_index("layer")
+    cut = torch.linalg.svdvals(tiny_model.linear.weight.double())[2:].square().sum().item()
+    assert table.ap2["linear"] == pytest.approx(cut, rel=1e-5)
+    assert not table.ap2.drop("linear").any()
+
+
 def test_weights_that_are_not_numbers_are_refused_by_layer(tiny_model, setting):
     broken = copy.deepcopy(tiny_model)
     broken.linear.weight.data[0, 0] = math.inf
@@ -466,13 +476,12 @@ def test_squared_distance_ranks_the_damage_of_the_papers_twelve_cells(seed, mlp,
             Setting(digits.train, digits.validation, mlp), Run()
         )
     assert set(table.layer) == {"linear"}
-    cells = table[table.way.isin(["lowest", "random", "highest"])]
-    cells = cells.groupby(["way", "amount"])[["ap2_relative", "loss_difference"]].mean()
-    assert len(cells) == 12
-    assert rank_correlation(cells.ap2_relative, cells.loss_difference) > 0.9
+    twelve = cells(table)
+    assert len(twelve) == 12
+    assert rank_correlation(twelve.ap2_relative, twelve.loss_difference) > 0.9
     assert curvature > 0
     for amount in ("10%", "30%", "50%", "80%"):
-        at = cells.xs(amount, level="amount").loc[["lowest", "random", "highest"]]
+        at = twelve.xs(amount, level="amount").loc[["lowest", "random", "highest"]]
         assert at.ap2_relative.is_monotonic_increasing
         assert at.loss_difference.is_monotonic_increasing
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from core.bundles import Setting
 from core.diagnosis import DIAGNOSTICS, Diagnostic
+from core.factors import dense_weight
 from core.figure import Figure
 from core.latent import Estimate, ap2, ap2_relative, ap3_gaussian, ap3_student
 from core.layers import private_copy, prunable, require_finite, require_prunable
@@ -27,8 +28,8 @@ class LatentDistance(Diagnostic):
     nats, of two Gaussians with those weights as centres and `scale` I as covariance, and so AP2 / (2
     scale) and nothing new. `ap3_student` is that of two Student-t distributions around means of
     neighbouring weights, a formula for small moves and else a mean over draws with a standard error.
-    Biases are left out. Where the shape of a layer changed, or it is gone, nothing is defined, since
-    it is not known which filters are left.
+    Biases are left out, and a factorised layer is what its factors amount to. Where the shape of a
+    layer changed, or it is gone, nothing is defined: it is not known which filters are left.
 
     Source: Mozafari-Nia and Yasaei Sekeh, "Towards Explaining Deep Neural Network Compression
     Through a Probabilistic Latent Space", 2024, arXiv:2403.00155.
@@ -63,10 +64,10 @@ class LatentDistance(Diagnostic):
         require_prunable(before)
         for model in (before, after):
             require_finite(model)
-        old, new = (prunable(private_copy(model)) for model in (before, after))
+        old, new = prunable(private_copy(before)), dict(private_copy(after).named_modules())
         rows = [
             {"layer": name, "weights": layer.weight.numel()}
-            | self._distances(layer.weight, new[name].weight if name in new else None)
+            | self._distances(layer.weight, dense_weight(new[name]) if name in new else None)
             for name, layer in run.track(old.items(), "Comparing layers")
         ]
         return pd.DataFrame(rows)

@@ -14,7 +14,7 @@ from core.bundles import DATASETS, MODELS, DatasetBundle, Setting, Split
 from core.evaluation import correct, forward
 from core.figure import Figure, histogram
 from core.lab import LABS, Lab
-from core.latent import RULES, ap2, ap2_relative, ap3_student, rank_correlation, rule_mask
+from core.latent import GROUPS, RULES, ap2, ap2_relative, ap3_student, rank_correlation, rule_mask
 from core.layers import apply_mask
 from core.method import choice, flag, number
 from core.run import Run
@@ -23,7 +23,6 @@ from core.training import Schedule, classification_loss, fit
 SPARSITIES = (0.1, 0.3, 0.5, 0.8)  # the paper's
 BASE = Schedule(epochs=30, learning_rate=0.05, batch_size=64, crop=0, flip=False)
 TUNING = Schedule(epochs=1, learning_rate=0.025, schedule="constant", batch_size=64, crop=0, flip=False)
-GROUPS = 100  # of the Student-t's means
 BINS = 40
 
 
