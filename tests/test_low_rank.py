@@ -177,6 +177,13 @@ def test_a_rank_that_a_matrix_cannot_have_is_refused(rank):
         matrix_factors(random(5, 9), rank)
 
 
+def test_leading_directions_are_orthonormal_and_those_of_scipy():
+    matrix = random(6, 20)
+    found, expected = leading(matrix, 3), scipy.linalg.svd(matrix.numpy())[0][:, :3]
+    assert found.T @ found == pytest.approx(torch.eye(3, dtype=torch.float64), abs=1e-12)
+    assert (found @ found.T).numpy() == pytest.approx(expected @ expected.T, abs=1e-10)
+
+
 def hosvd_error(kernel: np.ndarray, ranks: tuple[int, int]) -> float:
     """Squared error of the truncated HOSVD, step by step with scipy."""
     left = scipy.linalg.svd(kernel.reshape(len(kernel), -1))[0][:, : ranks[0]]
@@ -216,6 +223,12 @@ def test_a_kernel_built_with_ranks_2_and_3_is_recovered():
 
 
 # --------------------------------------------------------------------------------------------- ranks
+
+
+def test_full_ranks_are_what_the_unfoldings_can_have():
+    assert full_ranks((64, 3, 3, 3)) == (27, 3)
+    assert full_ranks((3, 64, 3, 3)) == (3, 27)
+    assert full_ranks((10, 64)) == full_ranks((10, 64, 1, 1)) == (10, 10)
 
 
 @pytest.mark.parametrize(
@@ -785,16 +798,3 @@ def test_the_recurrent_weights_of_an_lstm_change_in_few_directions_too():
     table = shown["Accuracy with truncated change and truncated weights"]
     assert curve(table, CHANGE, 64) > 0.7
     assert enough(table)[CHANGE] <= 24 < enough(table)[WEIGHTS]
-
-
-def test_leading_directions_are_orthonormal_and_those_of_scipy():
-    matrix = random(6, 20)
-    found, expected = leading(matrix, 3), scipy.linalg.svd(matrix.numpy())[0][:, :3]
-    assert found.T @ found == pytest.approx(torch.eye(3, dtype=torch.float64), abs=1e-12)
-    assert (found @ found.T).numpy() == pytest.approx(expected @ expected.T, abs=1e-10)
-
-
-def test_full_ranks_are_what_the_unfoldings_can_have():
-    assert full_ranks((64, 3, 3, 3)) == (27, 3)
-    assert full_ranks((3, 64, 3, 3)) == (3, 27)
-    assert full_ranks((10, 64)) == full_ranks((10, 64, 1, 1)) == (10, 10)
