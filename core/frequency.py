@@ -362,25 +362,30 @@ def band_table(before: nn.Module, after: nn.Module, layers: Sequence[str]) -> pd
     return pd.DataFrame(rows)
 
 
-def common_kernels(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `table` whose kernel has one of the sizes that most rows have, as many as fit a figure."""
-    return table[table.kernel.isin(table.kernel.value_counts().index[:PANELS])]
+def sizes(table: pd.DataFrame) -> list[str]:
+    """The sizes of kernel in a `band_table` that most layers have, the commonest first; as fit a figure."""
+    return list(table.drop_duplicates("layer").kernel.value_counts().index[:PANELS])
 
 
 def energy_figure(table: pd.DataFrame) -> list[Figure]:
     """Mean energy of a coefficient by band over the layers of each size of kernel, from a `band_table`."""
-    table = common_kernels(table.rename(columns={"energy_before": "before", "energy_after": "after"}))
+    table = table.rename(columns={"energy_before": "before", "energy_after": "after"}).dropna(subset="before")
+    if table.empty:
+        return []
+    table = table[table.kernel.isin(sizes(table))]
     means = table.groupby(["kernel", "band"], sort=False)[["before", "after"]].mean().reset_index()
     long = means.melt(["kernel", "band"], ["before", "after"], "network", "energy")
     long = long[long.energy > 0]  # what is zero has no place on a logarithmic axis
-    if long.empty:
-        return []
-    main = means[means.kernel == table.kernel.mode()[0]].fillna(0)
-    first, last = main.iloc[0], main.iloc[-1]
+    name = sizes(table)[0]
+    main = means[means.kernel == name]
+    ends = ", ".join(
+        f"{when} {main[when].iloc[0]:.2f} and {main[when].iloc[-1]:.2f} times"
+        for when in ("before", "after")
+        if main[when].notna().all()
+    )
     finding = (
-        f"In kernels of {first.kernel}, a coefficient of the lowest band had {first.before:.2f} times the "
-        f"mean energy of its layer and one of the highest {last.before:.2f} times; now it is "
-        f"{first.after:.2f} and {last.after:.2f} times."
+        f"In kernels of {name}, the mean energy of a coefficient in the lowest and in the highest band is "
+        f"{ends} that of the layer before."
     )
     labels = {"energy": "energy per coefficient, of the mean before", "band": "band (sum of frequencies)"}
     panel = "kernel" if long.kernel.nunique() > 1 else ""

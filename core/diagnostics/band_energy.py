@@ -10,7 +10,7 @@ from torch import nn
 from core.bundles import Setting
 from core.diagnosis import DIAGNOSTICS, Diagnostic
 from core.figure import Figure
-from core.frequency import band_table, common_kernels, energy_figure, kernel_layers
+from core.frequency import band_table, energy_figure, kernel_layers, sizes
 from core.layers import private_copy
 from core.run import Run
 
@@ -70,12 +70,12 @@ def _zeros(table: pd.DataFrame) -> list[Figure]:
     """Share of zeros by band, over all layers of a size of kernel."""
     names = {"zero_before": "before", "zero_after": "after"}
     keys = ["kernel", "band", "network"]
-    every = common_kernels(table).rename(columns=names)
+    every = table[table.kernel.isin(sizes(table))].rename(columns=names)
     every = every.melt([*keys[:2], "coefficients"], list(names.values()), "network", "zero").dropna()
     every["zero"] *= every.coefficients
     sums = every.groupby(keys, sort=False)[["zero", "coefficients"]].sum().reset_index()
     sums["zero"] /= sums.coefficients
-    name = table.kernel.mode()[0]
+    name = sizes(table)[0]
     finding = " ".join(
         f"{when.capitalize()}, {part.zero.iloc[0]:.1%} of the coefficients of the lowest band are zero and "
         f"{part.zero.iloc[-1]:.1%} of the highest, in kernels of {name}."
