@@ -29,10 +29,11 @@ SCALES = {  # low to high on light and on dark; of signed values: negative, none
     "signed": (["#d55e00", "#f6f7f9", "#0072b2"], ["#f0803c", "#1f2730", "#56b4e9"]),
 }
 ACROSS = 3  # panels side by side
-LABELLED = 160  # cells of a heat map that carry their number
+LABELLED = 100  # cells of a heat map that carry their number
 UPRIGHT = 8  # categories that upright bars have room for
 HEIGHT, BAR, CELL, PANEL, HEAD = 340, 12, 22, 230, 34  # pixels
 DENSE = 16  # points of a line beyond which they are not marked
+ROUNDING = 1e-9  # of the largest value of a heat map: smaller ones are zero
 NARROW = 0.08  # range of fractions in which whole percents would say the same twice
 
 
@@ -67,7 +68,7 @@ def draw(figure: Figure, dark: bool) -> go.Figure:
         rows,
         across,
         subplot_titles=[str(panel) for panel in panels] if figure.panel else None,
-        vertical_spacing=0.16 / rows,
+        vertical_spacing=0.32 / rows,
         horizontal_spacing=(0.5 if figure.mark == "heat" and figure.panel and not _alike(figure) else 0.16)
         / across,
         **shared,
@@ -169,6 +170,7 @@ class _Marks:
         least, most = float(np.nanmin(every)), float(np.nanmax(every))
         signed = least < 0 < most
         reach = max(-least, most)
+        cells = cells.mask(cells.abs() < ROUNDING * reach, 0.0)
         text = None
         if cells.size <= LABELLED:
             form = "{:.0%}" if figure.value in figure.percent else "{:.3g}"

@@ -1,7 +1,7 @@
 """SAP phases: what the PQ index of a small network does while SAP, or the lottery ticket, prunes it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +14,7 @@ from core.figure import Figure, Reference
 from core.lab import LABS, Lab
 from core.method import choice, number
 from core.recipe import COMPRESSORS, Compressor, Recipe, compress
-from core.run import Progress, Run
+from core.run import Run
 
 RULES = {"sap": "SAP", "lottery": "lottery ticket", "one-shot": "one shot"}
 LOST = 0.02  # of accuracy: from there on the network counts as collapsing
@@ -58,7 +58,7 @@ class SapPhases(Lab):
         pairs = [(rule, seed) for seed in seeds for rule in RULES]
         rows: list[dict] = []
         for rule, seed in run.track(pairs, "Training and pruning"):
-            inner = Run(_shortened(run), run.device)
+            inner = replace(run, records=[])
             made = compress(network, setting, Recipe((self._method(rule),), seed), inner)
             if not made.finished:
                 raise Stopped
@@ -82,11 +82,6 @@ class SapPhases(Lab):
             learning_rate=0.1,
             images=EVERYTHING,
         )
-
-
-def _shortened(run: Run) -> Callable[[Progress], None]:
-    """Progress of a part that ends just short of its end: rounding must not take a bar backwards."""
-    return lambda progress: run.report(0.999 * progress.fraction, progress.message)
 
 
 def _accuracy(means: pd.DataFrame, pictures: int, seeds: int) -> Figure:
