@@ -33,6 +33,8 @@ PICTURES = {
     "prune-dark": (PLAN, "dark"),
     "attributions": (PLAN.replace("prune", "attributions", 1), "light"),
     "tradeoffs": ("/tradeoffs", "light"),
+    "methods": ("/methods?steps=%5B%22low-rank%22%5D", "light"),
+    "learn": ("/learn?lab=rank-of-training", "light"),
 }
 
 
