@@ -349,7 +349,7 @@ def test_matched_moments_give_the_same_kernel_up_to_a_known_multiple_of_the_iden
             assert (few - dense).diagonal().mean().item() == pytest.approx(delta, rel=0.03)
             raw = relative_distance(dense, few)
             assert raw == pytest.approx(same, rel=0.1)
-            assert relative_distance(dense, few - delta * torch.eye(count)) < 0.5 * raw
+            assert relative_distance(dense, few - delta * torch.eye(count)) < 0.6 * raw
 
 
 def test_an_overlap_is_one_for_the_same_space_and_zero_for_another():
@@ -479,10 +479,19 @@ def test_scores_are_scaled_to_the_lowest_cross_entropy():
 # ----------------------------------------------------------------------------------------- memory
 
 
-def test_the_papers_count_is_that_of_its_example():
+def test_the_papers_count_of_its_example_is_far_from_what_can_be_packed():
+    """512-400-400-200-2: 314 and 614 times on paper; with a readout of 32 bits and positions, 48 and 73."""
     widths = (512, 400, 400, 200, 2)
-    ratios = [paper_bits(widths) / paper_bits(widths, zeros) for zeros in (0.9, 0.95)]
-    assert ratios == pytest.approx([314, 614], abs=0.5)
+    for zeros, on_paper, coded in ((0.9, 314, 47.9), (0.95, 614, 73.4)):
+        with seeded(0):
+            layers = [nn.Linear(*pair) for pair in pairwise(widths)]
+            for layer in layers[:-1]:
+                layer.weight.data = ternary(*layer.weight.shape, zeros)
+        found = memory(layers)
+        assert paper_bits(widths) / paper_bits(widths, zeros) == pytest.approx(on_paper, abs=0.5)
+        assert paper_bits(widths) / found.paper == pytest.approx(on_paper, abs=0.5)
+        assert paper_bits(widths) / found.entropy == pytest.approx(coded, abs=0.1)
+        assert 0.8 * coded < paper_bits(widths) / found.packed < coded
 
 
 def test_entropies_are_the_known_ones():
