@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
