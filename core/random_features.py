@@ -93,7 +93,7 @@ def ternary(outputs: int, inputs: int, zeros: float) -> Tensor:
     each = round((1 - zeros) / 2 * outputs * inputs)
     weights = torch.zeros(outputs * inputs)
     weights[:each] = 1
-    weights[outputs * inputs - each :] = -1  # where one is odd among them, both signs share its place
+    weights[outputs * inputs - each :] = -1  # of an odd number without zeros one sign has one more
     return weights[torch.randperm(len(weights))].view(outputs, inputs) / math.sqrt(1 - zeros)
 
 
@@ -108,6 +108,11 @@ def pruned(weights: Tensor, sparsity: float) -> Tensor:
     kept = weights.flatten().clone()
     kept[weights.abs().flatten().argsort()[:gone]] = 0
     return (kept / kept.square().mean().sqrt()).view_as(weights)
+
+
+def pruned_gaussian(outputs: int, inputs: int, sparsity: float) -> Tensor:
+    """Gaussian weights (O, I), pruned by magnitude."""
+    return pruned(gaussian(outputs, inputs), sparsity)
 
 
 # --------------------------------------------------------------------------------------- networks
@@ -341,9 +346,8 @@ def memory(layers: Sequence[nn.Module]) -> Memory:
     else:
         paper = paper_bits(widths) - 32 * zeros * count
     plain = 32 * (readout.numel() + sum(widths[1:]))
-    rest = b"".join(
-        value.detach().float().numpy().tobytes() for value in (readout, *(layer.bias for layer in linear))
-    )
+    biases = [layer.bias for layer in linear if layer.bias is not None]
+    rest = b"".join(value.detach().float().numpy().tobytes() for value in (readout, *biases))
     return Memory(
         paper=paper,
         entropy=plain + sum(_coded_bits(weight) for weight in hidden),

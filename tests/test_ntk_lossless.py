@@ -52,6 +52,7 @@ from core.random_features import (
     memory,
     paper_bits,
     pruned,
+    pruned_gaussian,
     random_head,
     random_layers,
     ridge_readout,
@@ -508,7 +509,7 @@ def test_memory_counts_every_weight_once_and_packs_what_it_says():
             name: random_head(draw, (F.relu,) * 2, 128, inputs, labels, 3, 0.1)
             for name, draw in {
                 "dense": gaussian,
-                "pruned": lambda o, i: pruned(gaussian(o, i), 0.9),
+                "pruned": partial(pruned_gaussian, sparsity=0.9),
                 "ternary": partial(ternary, zeros=0.9),
             }.items()
         }
@@ -719,6 +720,19 @@ def test_figures_tell_what_the_network_is(mlp, digits, own):
     assert steps.nunique() == 2
     assert steps.max() - steps.min() == pytest.approx(2.4087 / 0.8489, abs=1e-3)
     assert "Spectra of the kernels" in figures
+
+
+def test_layers_without_bias_are_replaced_and_shown_like_others(tiny_data):
+    with seeded(0):
+        layers = nn.Linear(768, 6, bias=False), nn.Linear(6, 12, bias=False), nn.Linear(12, 4, bias=False)
+        model = nn.Sequential(nn.Flatten(), *layers).eval().requires_grad_(False)
+    setting = Setting(tiny_data.train, tiny_data.validation, model)
+    result = compress(model, setting, Recipe((COMPRESSORS["ntk-lossless"](width=16),)), figures=True)
+    shown = result.figures[0][0].table
+    before = shown[shown.network == "the network before"].bytes
+    assert before.max() == 4 * (
+        768 * 6 + 6 * 12 + 12 * 4 + 6 + 12 + 4
+    )  # a number per unit, as the paper counts
 
 
 # ------------------------------------------------------------------- kernel spectrum, ternary twin

@@ -17,7 +17,7 @@ from core.figure import Figure
 from core.lab import LABS, Lab
 from core.method import number
 from core.moments import SIGN, Activation, propagate
-from core.random_features import Draw, gaussian, pruned, random_head, ternary, twin_activations
+from core.random_features import Draw, gaussian, pruned_gaussian, random_head, ternary, twin_activations
 from core.run import Run
 
 CLASSES = 10
@@ -87,7 +87,7 @@ class TernaryTwin(Lab):
         relu = partial(twin_activations, "weights-only")
         return {
             DENSE: (gaussian, relu),
-            "dense, pruned": (lambda outputs, inputs: pruned(gaussian(outputs, inputs), self.zeros), relu),
+            "dense, pruned": (partial(pruned_gaussian, sparsity=self.zeros), relu),
             "ternary, ReLU": (few, relu),
             "ternary, levels": (few, partial(twin_activations, "share", levels=self.levels)),
             "ternary, one step": (few, partial(twin_activations, "share", levels=2)),

@@ -31,7 +31,7 @@ from core.random_features import (
     inputs_of,
     memory,
     most_zeros,
-    pruned,
+    pruned_gaussian,
     random_head,
     sharpness,
     ternary,
@@ -156,8 +156,7 @@ class NtkLossless(Compressor):
         heads += [(f"ternary, {name}", fit(self._ternary, kinds[name])) for name in kinds if name != own]
         with run.step(2, 3):
             for sparsity in run.track(SPARSITIES, "Fitting twins"):
-                draw = lambda outputs, inputs, s=sparsity: pruned(gaussian(outputs, inputs), s)  # noqa: E731
-                heads.append(("dense twin, pruned", fit(draw, relu)))
+                heads.append(("dense twin, pruned", fit(partial(pruned_gaussian, sparsity=sparsity), relu)))
                 heads.append((TERNARY, fit(partial(self._ternary, zeros=sparsity), kinds[own])))
         labels = setting.validation.labels
         points = [
