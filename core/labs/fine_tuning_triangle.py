@@ -41,9 +41,9 @@ class FineTuningTriangle(Lab):
 
     A perceptron of 64, 128 and 10 units learns the digits of 8 x 8 pixels; its last layer is pruned
     to four sparsities and fine-tuned with the mask held, alone (weights only) or with all others.
-    Pruning moves the removed weights only and fine-tuning the others only: the two moves are
-    at right angles, so AP2 from the original is the sum of both and cannot fall, whatever the
-    accuracy does. Changes of accuracy and loss are absolute, on digits that were not learned from.
+    Pruning moves the removed weights only and fine-tuning the others only: the two moves are at
+    right angles, so AP2 from the original is the sum of both and cannot fall below what pruning
+    made it. Changes of accuracy and loss are absolute, on digits that were not learned from.
 
     Source: Mozafari-Nia and Yasaei Sekeh, "Towards Explaining Deep Neural Network Compression
     Through a Probabilistic Latent Space", 2024, arXiv:2403.00155.
