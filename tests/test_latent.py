@@ -493,6 +493,16 @@ def test_the_lab_names_the_layers_that_there_are(tiny_model, setting):
     assert set(table.layer) == {"conv1"}
 
 
+def test_a_layer_of_zeros_is_refused_and_a_dead_one_has_no_loss_to_show(plain_model, setting):
+    pictures = Setting(setting.train, setting.validation, plain_model)
+    plain_model.linear2.weight.data.zero_()  # nothing that happens before it matters
+    dead = DistanceAndDamage(layer=1, seeds=1).figures(pictures, Run())
+    assert [figure.title for figure in dead] == ["Accuracy and distance"]
+    assert "undefined" in dead[0].finding
+    with pytest.raises(UnsupportedModelError, match="must have a weight in linear2, got zeros only"):
+        DistanceAndDamage().figures(pictures, Run())
+
+
 def test_an_unused_layer_is_refused(plain_model, setting):
     plain_model.linear1.forward = lambda x: x[:, :7]
     plain_model.linear1.register_forward_hook(lambda *_: None)

@@ -66,7 +66,8 @@ class DistanceAndDamage(Lab):
 
     def figures(self, setting: Setting, run: Run) -> Sequence[Figure]:
         table, curvature = self.grid(setting, run)
-        return _accuracy_figure(table), _loss_figure(table, curvature), _student_figure(table)
+        shown = _accuracy_figure(table), _loss_figure(table, curvature), _student_figure(table)
+        return tuple(figure for figure in shown if len(figure.table))  # a dead layer changes no loss
 
     def grid(self, setting: Setting, run: Run) -> tuple[pd.DataFrame, float]:
         """One row per change of the layer, and the largest curvature of the loss in its weights."""
@@ -74,6 +75,10 @@ class DistanceAndDamage(Lab):
         network = private_copy(setting.teacher)
         name = self._layer(network)
         weight = network.get_submodule(name).weight
+        if not weight.any():
+            raise UnsupportedModelError(
+                f"{self.name}: the model must have a weight in {name}, got zeros only"
+            )
         pictures = setting.validation.take(slice(0, self.images))
         answers, is_last = answers_of(network, name, pictures)
         accuracy, loss = _score(answers, weight, pictures.labels)
