@@ -44,11 +44,9 @@ class PruneAndSplice(Lab):
 
     epochs: int = number(8, 1, 100, 1, help="Passes over the pictures after the first pruning")
     learning_rate: float = number(
-        0.03, 1e-6, 1.0, 1e-6, scale="log", help="Of these passes; falls as a cosine"
+        0.01, 1e-6, 1.0, 1e-6, scale="log", help="Of these passes; falls as a cosine"
     )
-    sparsity: float = number(
-        0.9, 0.0, 0.99, 0.01, help="Fraction of coefficients below the threshold at first"
-    )
+    sparsity: float = number(0.95, 0.0, 0.99, 0.01, help="Fraction of coefficients below the threshold")
     domain: str = choice(*DOMAINS, help="Prune cosine coefficients, or the weights themselves")
     tilt: float = number(0.5, -1.9, 1.9, 0.1, help="Above 0, high frequencies have to be larger to stay")
 
