@@ -45,7 +45,7 @@ class Shapley(Criterion):
         "permutation", "kernel", "leave-one-out", help="Random orders, a regression, or one filter at a time"
     )
     permutations: int = number(
-        50, 2, 200, 2, help="Orders in which filters leave, half of them reversed; not for leave-one-out"
+        50, 2, 100, 2, help="Orders in which filters leave, half of them reversed; not for leave-one-out"
     )
     group: int = number(
         4, 1, 1000, 1, help="Pictures that play an order; the next order is for the next ones"
