@@ -37,19 +37,24 @@ def save_method(chosen: AttributionMethod) -> None:
     states.change(attribution=method_to_text(chosen))
 
 
-def logits(scene: Scene, plan: Plan, places: Sequence[int]) -> Tensor:
-    """(N, K) logits of the compressed network for the test pictures at `places`."""
+def logits(scene: Scene, of: Plan | nn.Module, places: Sequence[int]) -> Tensor:
+    """(N, K) logits of a network, or of what a plan makes, for the test pictures at `places`."""
     with engine.slot():
-        return answers(_network(scene, plan), _images(scene, places))
+        return answers(_network(scene, of), _images(scene, places))
 
 
 def maps(
-    scene: Scene, plan: Plan, chosen: AttributionMethod, places: Sequence[int], targets: Tensor, run: Run
+    scene: Scene,
+    of: Plan | nn.Module,
+    chosen: AttributionMethod,
+    places: Sequence[int],
+    targets: Tensor,
+    run: Run,
 ) -> Tensor:
-    """Signed maps (N, C, H, W) of the network that `plan` makes."""
+    """Signed maps (N, C, H, W) of a network, or of what a plan makes."""
     seed = states.state().nouns.seed
     with engine.slot():
-        return explain(_network(scene, plan), chosen, _images(scene, places), targets, run, seed)
+        return explain(_network(scene, of), chosen, _images(scene, places), targets, run, seed)
 
 
 def bounds(
@@ -61,9 +66,11 @@ def bounds(
         return random_floor(*given), noise_ceiling(*given)
 
 
-def _network(scene: Scene, plan: Plan) -> nn.Module:
-    """What `plan` makes of the network; one that removes nothing leaves the original, whatever it asks."""
-    return engine.network(scene.key, plan) if plan.sparsities else scene.bundle.module
+def _network(scene: Scene, of: Plan | nn.Module) -> nn.Module:
+    """What a plan makes of the network; one that removes nothing leaves the original, whatever it asks."""
+    if isinstance(of, nn.Module):
+        return of
+    return engine.network(scene.key, of) if of.sparsities else scene.bundle.module
 
 
 def _images(scene: Scene, places: Sequence[int]) -> Tensor:
@@ -90,18 +97,23 @@ class Pair:
         return agreement(self.a, self.b)
 
 
-def pair(scene: Scene, chosen: AttributionMethod, target: str, run: Run) -> Pair:
-    """The present picture in both networks; `target` is a key of `TARGETS` or a class's position."""
-    place = [scene.image]
-    answers = scene.whatif.original.logits[place], logits(scene, scene.plan, place)
+def pair(
+    scene: Scene, chosen: AttributionMethod, target: str, run: Run, b: Plan | nn.Module | None = None
+) -> Pair:
+    """The present picture in the original and in `b`, by default what the present plan makes.
+
+    `target` is a key of `TARGETS` or a class's position.
+    """
+    place, b = [scene.image], scene.plan if b is None else b
+    answers = scene.whatif.original.logits[place], logits(scene, b, place)
     said = tuple(int(each.nan_to_num().argmax()) for each in answers)
     sure = tuple(float(each.softmax(1).max()) for each in answers)
     targets = _targets(target, said, int(scene.split.labels[scene.image]))
-    a, b = (
-        maps(scene, plan, chosen, place, torch.tensor([wanted]), run)
-        for plan, wanted in zip((Plan(), scene.plan), targets, strict=True)
+    found = (
+        maps(scene, each, chosen, place, torch.tensor([wanted]), run)
+        for each, wanted in zip((Plan(), b), targets, strict=True)
     )
-    return Pair(a, b, targets, said, sure)
+    return Pair(*found, targets, said, sure)
 
 
 def _targets(target: str, said: tuple[int, int], label: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """What came of a recipe: cards, figures of its steps, what changed inside, and how to take it along."""
 
 import json
+import math
 import shlex
 import tempfile
 from dataclasses import replace
@@ -9,9 +10,10 @@ from pathlib import Path
 import streamlit as st
 
 from core.diagnosis import DIAGNOSTICS, Diagnostic
+from core.errors import UserError
 from core.outcome import Outcome
 from core.weights import save_model
-from view import carried, charts, figures, forms, latency, results
+from view import carried, charts, figures, forms, latency, maps, reasons, results
 from view import state as states
 from view.charts import Card
 from view.engine import Scene
@@ -28,6 +30,7 @@ def show(scene: Scene, found: Outcome, stale: bool) -> None:
         )
     with st.popover("Export", icon=":material/download:"):
         exports(scene, found)
+    same_reason(scene, found)
     steps(found)
     inside(scene, found)
 
@@ -54,6 +57,22 @@ def cards(scene: Scene, found: Outcome, dim: bool) -> list[Card]:
         latency.timed(rows["original"], rows["compressed"]),
     ]
     return [replace(card, dim=dim) for card in shown]
+
+
+def same_reason(scene: Scene, found: Outcome) -> None:
+    """The present picture's maps in both networks, and how far they agree."""
+    method = maps.method()
+    st.html(charts.heading("Same answer, same reason?", f"the picture above, by {method.label()}"))
+    try:
+        with visible_run(method.label()) as run:
+            pair = maps.pair(scene, method, reasons.target(scene), run, found.network)
+    except UserError as error:  # a method may not go through what a recipe made
+        st.caption(str(error))
+        return
+    diagonal = math.hypot(*scene.data.shape[1:])
+    left, right = st.columns([7, 3], gap="large")
+    left.html(reasons.comparison(scene, pair, "shared", "map"))
+    right.html(reasons.scores(pair.agreement, None, None, diagonal))
 
 
 def steps(found: Outcome) -> None:
