@@ -70,9 +70,8 @@ def same_reason(scene: Scene, found: Outcome) -> None:
         st.caption(str(error))
         return
     diagonal = math.hypot(*scene.data.shape[1:])
-    left, right = st.columns([7, 3], gap="large")
-    left.html(reasons.comparison(scene, pair, "shared", "map"))
-    right.html(reasons.scores(pair.agreement, None, None, diagonal))
+    st.html(reasons.comparison(scene, pair, "shared", "map"))
+    st.columns([3, 2])[0].html(reasons.scores(pair.agreement, None, None, diagonal))
 
 
 def steps(found: Outcome) -> None:
