@@ -1,5 +1,6 @@
 """The leaderboard: what it says of a network is what that network does, and nothing is measured twice."""
 
+import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -92,6 +93,15 @@ def test_scores_are_computed_once_and_the_networks_are_those_of_the_plain_recipe
     for row in race.board.rows:
         step = COMPRESSORS["prune-weights"](criterion="random", sparsity=row["asked"])
         assert digest(compress(tiny_model, setting, Recipe((step,), row["seed"])).model) == row["network"]
+
+
+def test_every_row_tells_the_seconds_of_scoring_once(race, monkeypatch):
+    race, plain = race(), CRITERIA["magnitude"].scores
+    slow = lambda self, *given: time.sleep(0.3) or plain(self, *given)  # noqa: E731
+    monkeypatch.setattr(CRITERIA["magnitude"], "scores", slow)
+    step = COMPRESSORS["prune-filters"](criterion="magnitude")  # asks for filters, which asks for weights
+    race.go([Contestant("Prune filters · Magnitude", step)], [0.3, 0.6], [0], Run())
+    assert all(0.3 <= row["seconds"] < 0.59 for row in race.board.rows)
 
 
 def test_equal_networks_are_measured_once(race, monkeypatch):
