@@ -273,6 +273,12 @@ def figures(board: Leaderboard, chosen: Sequence[str] = ()) -> list[Figure]:
     return shown if some.empty else [*_curves(some, about), *shown]
 
 
+def means_of(standings: pd.DataFrame, column: str = "accuracy") -> pd.Series:
+    """Contestant -> mean over all sparsities, best first; a sparsity that is not reached counts as 0."""
+    levels = standings.pivot(index="contestant", columns="asked", values=column)
+    return levels.fillna(0.0).mean(axis=1).sort_values(ascending=False)
+
+
 def _curves(some: pd.DataFrame, about: dict[str, Any]) -> list[Figure]:
     original = Reference("y", about["original"]["accuracy"], "original")
     fractions = frozenset({"accuracy", "asked"})
@@ -319,7 +325,7 @@ def _curves(some: pd.DataFrame, about: dict[str, Any]) -> list[Figure]:
 
 def _heat(standings: pd.DataFrame, about: dict[str, Any], column: str, title: str) -> Figure:
     """All contestants, best first, at every sparsity."""
-    means = standings.groupby("contestant")[column].mean().sort_values(ascending=False)
+    means = means_of(standings, column)
     order = standings.set_index("contestant").loc[means.index].reset_index()
     table = order.assign(level=[f"{asked:.0%}" for asked in order.asked])
     was = about["original"].get(column)

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import ClassVar
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from core.criterion import CRITERIA
 from core.errors import CheckpointError, UnsupportedModelError
 from core.evaluation import evaluate, logits, wilson
 from core.layers import digest
-from core.leaderboard import LOOK, Contestant, Leaderboard, Race, contestants, figures, shipped
+from core.leaderboard import LOOK, Contestant, Leaderboard, Race, contestants, figures, means_of, shipped
 from core.localisation import localisation
 from core.method import number
 from core.recipe import COMPRESSORS, Compressor, Recipe, compress
@@ -183,6 +184,13 @@ def test_standings_are_means_over_seeds_inside_all_their_intervals(race):
     assert row.accuracy == pytest.approx(sum(each) / 3)
     assert row.low == pytest.approx(min(wilson(round(24 * a), 24)[0] for a in each))
     assert row.high == pytest.approx(max(wilson(round(24 * a), 24)[1] for a in each))
+
+
+def test_who_does_not_reach_a_sparsity_is_not_ahead_for_it():
+    rows = [("a", 0.1, 0.9), ("a", 0.9, 0.2), ("b", 0.1, 0.8), ("b", 0.9, 0.1), ("c", 0.1, 0.95)]
+    means = means_of(pd.DataFrame(rows, columns=["contestant", "asked", "accuracy"]))
+    assert list(means.index) == ["a", "c", "b"]
+    assert means.tolist() == pytest.approx([0.55, 0.475, 0.45])
 
 
 def test_figures_show_everybody_and_the_chosen_as_curves(race):

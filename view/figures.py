@@ -29,7 +29,7 @@ SCALES = {  # low to high on light and on dark; of signed values: negative, none
     "signed": (["#d55e00", "#f6f7f9", "#0072b2"], ["#f0803c", "#1f2730", "#56b4e9"]),
 }
 ACROSS = 3  # panels side by side
-LABELLED = 100  # cells of a heat map that carry their number
+LABELLED = 120  # cells of a heat map that carry their number
 UPRIGHT = 8  # categories that upright bars have room for
 HEIGHT, BAR, CELL, PANEL, HEAD = 340, 12, 22, 230, 34  # pixels
 DENSE = 16  # points of a line beyond which they are not marked

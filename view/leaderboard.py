@@ -2,9 +2,10 @@
 
 import shlex
 
+import pandas as pd
 import streamlit as st
 
-from core.leaderboard import Leaderboard, figures, shipped
+from core.leaderboard import Leaderboard, figures, means_of, shipped
 from view import charts
 from view import figures as pictures
 from view import state as states
@@ -14,7 +15,6 @@ from view.shared import shared
 from view.url import method_to_text
 
 MOST = 8  # curves that can be told apart
-FIRST = 5  # chosen before anybody has chosen
 
 
 @shared()
@@ -38,12 +38,14 @@ def show(scene: Scene) -> None:
         f"{int(table.seeds.max())} seeds."
     )
     names = list(dict.fromkeys(table.contestant))
-    chosen = _choose(names, table.groupby("contestant").accuracy.mean().nlargest(FIRST).index)
+    means = means_of(table)
+    kinds = [name.partition(" · ")[0] for name in means.index]
+    chosen = _choose(names, list(means.index[~pd.Series(kinds).duplicated()])[:MOST])
     pictures.show(figures(board, chosen), "leaderboard")
 
 
 def _choose(names: list[str], best: list[str]) -> list[str]:
-    """The contestants drawn as curves: the best on average until a reader chooses."""
+    """The contestants drawn as curves: the best of every method until a reader chooses."""
     kept = states.state().kept
     chosen = [name for name in kept.get("contestants", best) if name in names]
     held("contestants", chosen)
