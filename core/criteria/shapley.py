@@ -24,9 +24,9 @@ class Shapley(Criterion):
     Every layer is a game of its own: its filters are silenced one after the other, in a random order and in
     the reverse of it, and a filter's score is the mean drop of the payoff when its turn comes. Two
     filters that can stand in for each other share what they are worth, where leaving out one of them
-    shows no loss at all. `permutations` orders are drawn; each with its reverse is played by `group`
-    validation pictures, the next ones by the next pictures, so that all of `images` take turns: the
-    work is permutations x group pictures through all filters. That is without bias for the
+    shows no loss at all. `permutations` orders are drawn; each and its reverse are played by `group`
+    validation pictures, the next two by the next pictures, until all of `images` had a turn and the first
+    come again: the work is permutations x group pictures for every filter. That has no bias for the
     payoff on all `images`, since the Shapley value of a mean is the mean of the Shapley values.
 
     "kernel" fits the nearest additive game to random coalitions, for the same work; "leave-one-out"
