@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENDED = ("done", "cancelled", "failed", "lost")
 LOOK_S = 0.3  # between two looks at what runs and what waits
 SILENT_S = 15.0  # without a sign of life, after which a worker counts as lost
-STUBBORN_S = 10.0  # after which a worker that does not stop is ended
+STUBBORN_S = 10.0  # after which a worker that does not hear a cancel is ended
 CORES = os.cpu_count() or 1
 
 
@@ -62,7 +62,7 @@ class Order:
 class Status:
     """How far a job is."""
 
-    state: Literal["waiting", "running", "done", "cancelled", "failed", "lost"] = "waiting"
+    state: Literal["waiting", "running", "stopping", "done", "cancelled", "failed", "lost"] = "waiting"
     fraction: float = 0.0
     message: str = "Waiting for a free core"
     problem: str = ""  # why it failed, in a sentence
@@ -212,7 +212,8 @@ class Jobs:
                 job.write(replace(status, state="cancelled", ended=time.time()))
             return (job.folder / "claimed").exists()
         cancel = job.folder / "cancel"
-        if worker and cancel.exists() and time.time() - cancel.stat().st_mtime > STUBBORN_S:
+        deaf = status.state == "running" and cancel.exists()
+        if worker and deaf and time.time() - cancel.stat().st_mtime > STUBBORN_S:
             worker.kill()
             worker.wait()
             job.write(replace(status, state="cancelled", ended=time.time()))

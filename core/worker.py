@@ -36,7 +36,8 @@ class Reporter:
         now = time.monotonic()
         if len(self.run.records) > self._written or now > self._due:
             self._due = now + WRITE_S
-            self.status = replace(self.status, fraction=progress.fraction, message=progress.message)
+            words = self.status.message if self._stopped else progress.message
+            self.status = replace(self.status, fraction=progress.fraction, message=words)
             self._job.write(self.status)
             with self._history.open("a", encoding="utf-8") as file:
                 for row in self.run.records[self._written :]:
@@ -44,7 +45,8 @@ class Reporter:
             self._written = len(self.run.records)
         if not self._stopped and self._cancel.exists():
             self._stopped = True
-            self.status = replace(self.status, message="Stopped; measuring what there is")
+            words = "Stopped; measuring what there is"
+            self.status = replace(self.status, state="stopping", message=words)
             self._job.write(self.status)
             raise Stopped
 

@@ -86,6 +86,36 @@ def test_cancelling_keeps_the_whole_epochs_by_then(jobs):
     jobs.wait(again, PATIENCE_S)
 
 
+class Fake:
+    """A worker process that goes on until it is killed."""
+
+    def __init__(self):
+        self.killed = False
+
+    def poll(self):
+        return -9 if self.killed else None
+
+    def kill(self):
+        self.killed = True
+
+    def wait(self):
+        return -9
+
+
+@pytest.mark.parametrize(("state", "killed"), [("running", True), ("stopping", False)])
+def test_only_a_worker_that_does_not_hear_a_cancel_is_ended(state, killed, jobs):
+    job, worker = Job(jobs.directory / "cd34"), Fake()
+    job.folder.mkdir()
+    job.write(Status(state, asked=1.0, began=1.0))
+    (job.folder / "alive").touch()
+    (job.folder / "cancel").touch()
+    os.utime(job.folder / "cancel", (1.0, 1.0))  # asked long ago
+    jobs._workers[job.id] = worker
+    assert jobs._runs(job) is not killed
+    assert worker.killed is killed
+    assert job.status.state == ("cancelled" if killed else state)
+
+
 def test_while_one_runs_the_next_waits_and_can_be_cancelled_there(jobs):
     first = jobs.submit(order(tuning(500, images=2000)))
     until(lambda: first.status.state == "running")

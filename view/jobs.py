@@ -23,6 +23,7 @@ LISTED = 12
 STATES = {
     "waiting": "waiting",
     "running": "running",
+    "stopping": "stopping",
     "done": "done",
     "cancelled": "cancelled; what there was by then is kept",
     "failed": "failed",
@@ -87,7 +88,8 @@ def _watch(job: Job) -> None:
         if job.status.over:
             st.rerun(scope="app")
         _progress(job)
-        st.button("Cancel", icon=":material/stop:", on_click=job.cancel, key="job.cancel")
+        over = job.status.state == "stopping"
+        st.button("Cancel", icon=":material/stop:", on_click=job.cancel, key="job.cancel", disabled=over)
 
     watch()
 
