@@ -134,6 +134,20 @@ def test_a_link_to_a_recipe_shows_what_it_makes_of_the_network(app):
     assert "B compressed says" in html(test)  # the present picture's maps
 
 
+@pytest.mark.parametrize(
+    ("page", "query"),
+    [("pages/methods.py", {"steps": '["low-rank"]'}), ("pages/learn.py", {"lab": "shapley-game"})],
+)
+def test_what_was_worked_out_under_a_bar_is_drawn_again_for_the_next_reader(page, query, app, monkeypatch):
+    monkeypatch.setattr("view.progress.PATIENCE_S", -1.0)  # a bar from the first report on
+    monkeypatch.setattr("view.progress.REFRESH_S", -1.0)
+    for _ in range(2):
+        test = opened(app, page, m="mlp--digits", seed="77", **query)
+        assert not test.exception
+        assert not test.run().exception
+        assert test.get("plotly_chart")
+
+
 def test_a_changed_form_leaves_the_old_numbers_dimmed_until_they_are_made_anew(app):
     test = carried(app, 'prune-weights{"sparsity":0.9}')
     before = accuracy(test)

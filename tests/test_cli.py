@@ -483,6 +483,7 @@ def test_ctrl_c_stops_a_training_and_resume_goes_on(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
     ) as process:
         said = ""
         while "epoch" not in said:  # the first epoch is done, so there is a checkpoint

@@ -121,9 +121,7 @@ def test_one_new_file_in_a_folder_is_enough_for_the_engine(copy_with_new_files):
 @pytest.mark.slow
 def test_one_new_file_in_a_folder_is_listed_by_the_shell_with_its_hyper_parameters(copy_with_new_files):
     listed = json.loads(python(copy_with_new_files, "cli.py", "list", "--json"))
-    assert set(listed) == {
-        *("criteria", "methods", "attributions", "diagnostics", "properties", "datasets", "models")
-    }
+    assert {where for where, *_ in BODIES} < set(listed)
     for where, _, _, base in BODIES:
         entry = next(e for e in listed[where] if e["name"] == f"dropped-{base.lower()}")
         assert entry["summary"] == "Dropped into the folder by a test."

@@ -17,7 +17,7 @@ from core.plan import Plan
 from core.recipe import COMPRESSORS, Recipe
 from view import charts, pictures
 from view.forms import log_steps
-from view.shared import shared
+from view.shared import computed, shared
 from view.state import DEPTH, History
 from view.url import LONGEST, Nouns, from_query, link, method_from_text, method_to_text, to_query
 
@@ -49,6 +49,18 @@ def test_what_readers_share_tells_plans_and_recipes_apart_by_all_they_say():
     asked = [Plan("remove", name, sparsities) for name in ("filter-l1", "filter-l2", "random")]
     asked += [Recipe((COMPRESSORS[name](),)) for name in ("fine-tuning", "layer-removal")]
     assert [words(each) for each in asked] == [repr(each) for each in asked]
+
+
+def test_what_draws_while_it_is_computed_is_computed_once_and_bounded():
+    calls = []
+
+    @computed(2)
+    def double(number: int, *, run: object) -> int:
+        calls.append(number)
+        return 2 * number
+
+    assert [double(n, run=object()) for n in (1, 1, 2, 1, 3, 1, 2)] == [2, 2, 4, 2, 6, 2, 4]
+    assert calls == [1, 2, 3, 2]  # 2 was not asked for as lately as 1 when 3 came
 
 
 def test_the_untouched_state_has_a_clean_link():

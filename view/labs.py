@@ -37,5 +37,5 @@ def results(scene: Scene) -> None:
     """The figures of the present experiment, made when they are first asked for."""
     lab = current()
     with visible_run(lab.label()) as run:
-        found = carried.experiment(scene.key, lab, states.state().nouns.seed, run)
+        found = carried.experiment(scene.key, lab, states.state().nouns.seed, run=run)
     figures.show(found, f"lab.{lab.name}")

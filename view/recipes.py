@@ -135,7 +135,7 @@ def _carry_out(scene: Scene, recipe: Recipe) -> Outcome:
     kept["carrying"] = True
     try:
         with visible_run("Carrying out") as run:
-            found = carried.carry_out(scene.key, recipe, run)
+            found = carried.carry_out(scene.key, recipe, run=run)
     except UserError:
         kept.pop("recipe", None)
         kept.pop("carrying")
