@@ -10,12 +10,14 @@ from view.engine import Scene
 from view.progress import visible_run
 from view.url import method_from_text, method_to_text
 
+FIRST = "lq-balls"  # at once on screen
+
 
 def current() -> Lab:
-    """The experiment of the present nouns; the first, and a notice, where they name none."""
+    """The experiment of the present nouns; the default, and a notice, where they name none."""
     text = states.state().nouns.lab
     try:
-        return method_from_text(text, LABS) if text else LABS[next(iter(LABS))]()
+        return method_from_text(text or FIRST, LABS)
     except UserError as error:
         states.state().notice = str(error)
         states.state().history.now = replace(states.state().nouns, lab="")

@@ -20,6 +20,8 @@ from view.engine import Scene
 from view.progress import visible_run
 from view.url import method_to_text
 
+FIRST = "weight-change"  # of the diagnostics: works for every pair, at once
+
 
 def show(scene: Scene, found: Outcome, stale: bool) -> None:
     """All of it; `stale`: it belongs to a recipe that has changed since."""
@@ -87,7 +89,7 @@ def inside(scene: Scene, found: Outcome) -> None:
     kept = states.state().kept
 
     def get() -> Diagnostic:
-        return kept.get("diagnostic") or DIAGNOSTICS[next(iter(DIAGNOSTICS))]()
+        return kept.get("diagnostic") or DIAGNOSTICS[FIRST]()
 
     def save(chosen: Diagnostic) -> None:
         states.act()

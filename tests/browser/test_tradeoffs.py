@@ -12,13 +12,13 @@ LEVEL, LEVELS = 4, 9  # 50 %
 def surveyed(page):
     """Wait until the atlas is exact."""
     page.get_by_text("exact on all 1,077 test pictures").wait_for()
-    page.wait_for_selector(".js-plotly-plot .nsewdrag")
+    page.wait_for_selector(".st-key-atlas .nsewdrag")
     return settled(page)
 
 
 def place(page, slider: int, level: int) -> tuple[float, float]:
     """The middle of a cell."""
-    box = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
+    box = page.locator(".st-key-atlas .nsewdrag").first.bounding_box()
     x = box["x"] + box["width"] * (level + 0.5) / LEVELS
     return x, box["y"] + box["height"] * (slider + 0.5) / LAYERS
 
@@ -60,10 +60,10 @@ def test_a_survey_can_be_stopped_and_begun_again(server, visit):
     page = visit(f"{server.address}/tradeoffs?plan=zero:filter-l1")
     stop = page.locator(".st-key-survey button", has_text="Stop")
     stop.wait_for()
-    page.wait_for_selector(".js-plotly-plot .nsewdrag")
+    page.wait_for_selector(".st-key-atlas .nsewdrag")
     stop.click()
     page.get_by_text("stopped").wait_for()
-    assert page.locator(".js-plotly-plot .nsewdrag").count() == 1  # what was known stays
+    assert page.locator(".st-key-atlas .nsewdrag").count() == 1  # what was known stays
     page.locator(".st-key-survey button", has_text="Begin again").click()
     page.locator(".st-key-survey button", has_text="Stop").wait_for()
     page.locator(".st-key-survey button", has_text="Stop").click()
