@@ -37,7 +37,7 @@ class TrainingError(UserError, ArithmeticError):
     """Training left the finite numbers; the last good state is kept."""
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818, it is a signal and no error
     """Raised from `Run.on_progress` to stop a computation and keep what it has so far.
 
     Training leaves the network as the last whole epoch left it; a recipe keeps the steps before.
