@@ -81,7 +81,7 @@ def survey(
     empty = Plan(question, criterion)
     names = tuple(slider.name for slider in sliders.sliders(question))
     plans = [empty.with_sparsity(name, sparsity) for name in names for sparsity in SPARSITIES]
-    routes = [engine.route(sliders.masks(plan)) for plan in plans]
+    routes = [engine.route(sliders.masks(plan, run)) for plan in plans]
     original = correct(engine.original[engine.order], engine.labels)
 
     def atlas(hits: Tensor, n: int, exact: bool) -> Atlas:

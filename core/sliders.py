@@ -17,7 +17,10 @@ from core.layers import private_copy, require_prunable
 from core.memory import Memory
 from core.plan import QUESTIONS, Plan, preset
 from core.registry import unknown
+from core.run import Run
 from core.terms import Term, group_terms, layer_terms
+
+PATIENCE_S = 0.2  # between two looks at whether scores that somebody else computes are still wanted
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,10 @@ class Sliders:
             getattr(model.get_submodule(name), tensor).detach().mul_(keep)
         return model
 
-    def masks(self, plan: Plan) -> TensorMasks:
+    def masks(self, plan: Plan, run: Run | None = None) -> TensorMasks:
         """The plan in the old shapes: (layer, tensor) -> what stays. It gives the logits of `model`.
+
+        Scores that are not known yet are computed, and `run` is told.
 
         Raises:
             ParameterError: the plan moves a slider that this network does not have.
@@ -90,7 +95,9 @@ class Sliders:
         for name, _ in plan.sparsities:
             if name not in names:
                 raise ParameterError(f"plan: {unknown('slider', name, names)}")
-        found = plan.tensor_masks(self._module, self._setting, self._scored(plan)) if plan.sparsities else {}
+        if not plan.sparsities:
+            return {}
+        found = plan.tensor_masks(self._module, self._setting, self._scored(plan, run))
         return {place: keep for place, keep in found.items() if not keep.all()}
 
     def cost(self, plan: Plan) -> Cost:
@@ -141,14 +148,19 @@ class Sliders:
         macs = sum(count * self._positions[layer] for layer, count in weights.items())
         return Slider(name, layers, width, sum(weights.values()), macs)
 
-    def _scored(self, plan: Plan) -> Ranking:
+    def _scored(self, plan: Plan, run: Run | None = None) -> Ranking:
         """The scores of the plan's criterion: of single weights, or of filters; computed once."""
+        run = run or Run()
         key = (plan.question == "weights", plan.criterion)
         with self._lock:
             scoring = self._scoring.setdefault(key, threading.Lock())
-        with scoring:  # of readers who ask for the same scores, one computes them
-            found = self._rankings.get(key) or Ranking(plan.scores(self._module, self._setting))
+        while not scoring.acquire(timeout=PATIENCE_S):  # of those who ask for the same scores, one works
+            run.report(0.0, "Waiting for scores that are being computed")
+        try:
+            found = self._rankings.get(key) or Ranking(plan.scores(self._module, self._setting, run))
             self._rankings.put(key, found)
+        finally:
+            scoring.release()
         return found
 
     def _ranking(self, plan: Plan) -> Ranking:

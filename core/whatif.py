@@ -27,6 +27,7 @@ from core.strata import STRATA, tier_ends
 
 __all__ = ["Answer", "Slider", "WhatIf"]
 
+EVALUATING = "Evaluating"  # what progress says while pictures go through the network
 CHUNK_MACS = 2.5e9  # work between two points at which an answer can be given up: well below 50 ms
 ANSWERS_BYTES = 64 << 20  # logits of answers that are remembered
 
@@ -92,13 +93,13 @@ class WhatIf(Sliders):
 
         An exact answer gives every image the class that the float32 network gives it; others may
         rest on less precision. Work is done only while an answer is asked for: a reader who closes
-        the iterator, or raises from the progress of `run`, which is told after every chunk, ends it
-        within one chunk. A plan that was answered before is answered at once.
+        the iterator, or raises from the progress of `run`, which is told after every chunk and while
+        scores are computed, ends it within one chunk. A plan that was answered before is answered at once.
 
         Raises:
             ParameterError: the plan moves a slider that this model does not have.
         """
-        route = self.engine.route(self.masks(plan))
+        route = self.engine.route(self.masks(plan, run))
         if not route.path or not len(self._split):
             yield replace(self.original, plan=plan)
             return
@@ -140,7 +141,7 @@ class WhatIf(Sliders):
             for part in self.engine.forward(route, done, end):
                 parts.append(part)
                 done += len(part)
-                run.report(done / whole, "Evaluating")
+                run.report(done / whole, EVALUATING)
             logits = torch.cat(parts)
             elsewhere = self._answers.get(route.path)  # another reader may have been faster
             if elsewhere is not None and elsewhere.exact:

@@ -47,9 +47,7 @@ if details.open:
     details.dataframe(results.table(scene), hide_index=True, alt=words)
 flipped = st.container()  # keeps the last pictures on screen until there are new ones
 
-run = watched(
-    lambda progress: head.html(charts.heading(QUESTION, f"{progress.fraction:.0%} of the pictures"))
-)
+run = watched(lambda progress: head.html(charts.heading(QUESTION, results.working(progress))))
 for answer in scene.whatif.answer(scene.plan, run):
     states.state().kept["answer"] = (scene.key, answer)
     if not plain:

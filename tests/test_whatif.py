@@ -13,6 +13,7 @@ from torch import nn
 from core.bundles import MODELS, DatasetBundle, ModelBundle, Setting, Split
 from core.cost import cost
 from core.criteria.filter_l2 import FilterL2
+from core.criterion import CRITERIA
 from core.errors import ParameterError, UnsupportedModelError
 from core.evaluation import change, evaluate, paired_interval, wilson
 from core.memory import Memory
@@ -20,7 +21,7 @@ from core.plan import PRESETS, QUESTIONS, Plan
 from core.recipe import compress
 from core.run import Run
 from core.strata import STRATA, Strata, tier_ends
-from core.whatif import WhatIf
+from core.whatif import EVALUATING, WhatIf
 
 N = 420  # test images: two tiers
 
@@ -184,6 +185,39 @@ def whatif_data(whatif: WhatIf) -> DatasetBundle:
     """A data bundle with the engine's own splits."""
     setting, classes = whatif._setting, ("a", "b", "c", "d")
     return DatasetBundle("same", setting.train, setting.validation, whatif._split, classes, "", "")
+
+
+def test_scores_that_take_their_time_are_told_and_can_be_stopped(whatif):
+    class SupersededError(Exception):
+        pass
+
+    def newer(progress):
+        if progress.message.startswith("Playing coalitions"):
+            raise SupersededError
+
+    criterion, messages = CRITERIA["shapley"](images=8, permutations=4, group=2), []
+    plan = replace(uniform(whatif, "silence"), criterion=criterion)
+    with pytest.raises(SupersededError):
+        list(whatif.answer(plan, Run(newer)))
+    *_, answer = whatif.answer(plan, Run(lambda progress: messages.append(progress.message)))
+    assert answer.exact
+    assert any(message.startswith("Playing coalitions") for message in messages)
+    assert EVALUATING in messages
+
+
+def test_who_waits_for_scores_that_another_reader_computes_can_be_stopped(whatif):
+    class SupersededError(Exception):
+        pass
+
+    def newer(progress):
+        assert "being computed" in progress.message
+        raise SupersededError
+
+    plan = replace(uniform(whatif, "silence"), criterion=CRITERIA["shapley"](images=9, permutations=4))
+    scoring = whatif._scoring.setdefault((False, plan.criterion), threading.Lock())
+    with scoring, pytest.raises(SupersededError):
+        list(whatif.answer(plan, Run(newer)))
+    assert not scoring.locked()
 
 
 def test_a_newer_request_stops_an_older_one_within_a_chunk(whatif):

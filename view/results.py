@@ -8,7 +8,8 @@ import streamlit as st
 from core.cost import Cost
 from core.evaluation import Evaluation
 from core.plan import Plan
-from core.whatif import Answer, Slider
+from core.run import Progress
+from core.whatif import EVALUATING, Answer, Slider
 from view import charts, latency
 from view import state as states
 from view.charts import Bar, Card
@@ -140,6 +141,12 @@ def status(answer: Answer) -> str:
     if answer.exact:
         return f"exact on all {answer.n:,} test pictures"
     return f"first answer from {answer.n:,} test pictures; the exact one follows"
+
+
+def working(progress: Progress) -> str:
+    """How far the answer is, while there is none: its pictures, or the scores that it waits for."""
+    share = charts.percent(progress.fraction, 0)
+    return f"{share} of the pictures" if progress.message == EVALUATING else f"{progress.message}: {share}"
 
 
 def exports(scene: Scene) -> None:
