@@ -45,9 +45,13 @@ class Order:
     device: str = "cpu"
     threads: int = max(1, CORES // 2)
 
-    @property
+    @cached_property
     def id(self) -> str:
-        return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=8).hexdigest()
+        """The same for equal orders on equal weights; what a file holds counts, not only its name."""
+        found = blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=8)
+        with contextlib.suppress(OSError):
+            found.update(Path(self.weights).read_bytes())
+        return found.hexdigest()
 
     def read_recipe(self) -> Recipe:
         return Recipe.from_json(self.recipe)

@@ -1,7 +1,7 @@
 """What the sliders of one network move, what that costs, and the network that it makes."""
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from core.layers import private_copy, require_prunable
 from core.memory import Memory
 from core.plan import QUESTIONS, Plan, preset
 from core.registry import unknown
-from core.run import Run
+from core.run import Progress, Run
 from core.terms import Term, group_terms, layer_terms
 
 PATIENCE_S = 0.2  # between two looks at whether scores that somebody else computes are still wanted
@@ -43,6 +43,23 @@ class Slider:
         return max(whole - round(sparsity * whole), 0 if question == "weights" else 1)
 
 
+@dataclass(eq=False)
+class _Scoring:
+    """Scores in the making, and how far they are."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    progress: Progress = field(default_factory=lambda: Progress(0.0, "Scoring"))
+
+    def tell(self, run: Run) -> Run:
+        """`run` whose progress others can see, too."""
+
+        def report(progress: Progress) -> None:
+            self.progress = progress
+            run.on_progress(progress)
+
+        return replace(run, on_progress=report)
+
+
 class Sliders:
     """The sliders of one network; safe to share between threads, since nothing shared is changed."""
 
@@ -54,7 +71,7 @@ class Sliders:
         self._layers = require_prunable(bundle.module)
         self._positions = output_positions(bundle.module, self._example)
         self._lock = threading.Lock()
-        self._scoring: dict[tuple[bool, Criterion], threading.Lock] = {}
+        self._scoring: dict[tuple[bool, Criterion], _Scoring] = {}
         self._sliders: Memory[tuple[Slider, ...]] = Memory(len(QUESTIONS))
         self._rankings: Memory[Ranking] = Memory(8)
         self._costs: Memory[Cost] = Memory(1000)
@@ -153,14 +170,15 @@ class Sliders:
         run = run or Run()
         key = (plan.question == "weights", plan.criterion)
         with self._lock:
-            scoring = self._scoring.setdefault(key, threading.Lock())
-        while not scoring.acquire(timeout=PATIENCE_S):  # of those who ask for the same scores, one works
-            run.report(0.0, "Waiting for scores that are being computed")
+            scoring = self._scoring.setdefault(key, _Scoring())
+        while not scoring.lock.acquire(timeout=PATIENCE_S):  # of all who ask for the same scores, one works
+            run.report(scoring.progress.fraction, scoring.progress.message)
         try:
-            found = self._rankings.get(key) or Ranking(plan.scores(self._module, self._setting, run))
+            told = scoring.tell(run)
+            found = self._rankings.get(key) or Ranking(plan.scores(self._module, self._setting, told))
             self._rankings.put(key, found)
         finally:
-            scoring.release()
+            scoring.lock.release()
         return found
 
     def _ranking(self, plan: Plan) -> Ranking:

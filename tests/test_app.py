@@ -183,6 +183,16 @@ def test_a_method_that_does_not_fit_the_network_says_why_and_the_page_stays(app)
     assert accuracy(test) > 50
 
 
+def test_layers_of_another_network_are_refused_with_a_sentence_and_can_be_taken_out(app):
+    test = carried(app, 'prune-weights{"layers":{"nope":0.5}}')
+    assert not test.exception
+    assert "no layer is called 'nope'" in test.error[0].value
+    next(m for m in test.multiselect if m.key.endswith(".layers")).set_value([]).run()
+    press(test, "Carry out")
+    assert not test.error
+    assert accuracy(test) > 50
+
+
 def test_nonsense_in_a_link_gives_the_default_recipe_and_a_notice(app):
     for steps in ('["no-such"]', "[3]", "{", '["prune-weights{"]'):
         test = opened(app, "pages/methods.py", m="mlp--digits", steps=steps)
@@ -217,4 +227,7 @@ def test_a_recipe_that_trains_becomes_a_job_that_is_found_again(app, monkeypatch
     next(b for b in other.button if b.label == "Show").click().run()
     assert json.loads(other.query_params["steps"])[1].startswith("fine-tuning")
     assert accuracy(other) == found
+    press(other, "Forget")
+    assert any("takes its time" in box.value for box in other.info)  # nothing is kept of it
+    assert not list(tmp_path.glob("jobs/*"))
     st.cache_resource.clear()

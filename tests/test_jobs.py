@@ -68,6 +68,15 @@ def test_an_equal_order_is_the_same_job_also_for_another_server(jobs):
     assert other.get(order(COMPRESSORS["prune-weights"](sparsity=0.1))) is None
 
 
+def test_the_same_file_with_other_weights_is_another_order(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    ids = []
+    for content in (b"one", b"two", b"one"):
+        file.write_bytes(content)
+        ids.append(replace(order(), weights=str(file)).id)
+    assert ids[0] == ids[2] != ids[1]
+
+
 def test_cancelling_keeps_the_whole_epochs_by_then(jobs):
     job = jobs.submit(order(tuning(500, images=2000)))
     until(lambda: len(job.history) >= 2)

@@ -19,7 +19,8 @@ from core.evaluation import change, evaluate, paired_interval, wilson
 from core.memory import Memory
 from core.plan import PRESETS, QUESTIONS, Plan
 from core.recipe import compress
-from core.run import Run
+from core.run import Progress, Run
+from core.sliders import _Scoring
 from core.strata import STRATA, Strata, tier_ends
 from core.whatif import EVALUATING, WhatIf
 
@@ -210,14 +211,15 @@ def test_who_waits_for_scores_that_another_reader_computes_can_be_stopped(whatif
         pass
 
     def newer(progress):
-        assert "being computed" in progress.message
+        assert progress == Progress(0.25, "Half of a half")
         raise SupersededError
 
     plan = replace(uniform(whatif, "silence"), criterion=CRITERIA["shapley"](images=9, permutations=4))
-    scoring = whatif._scoring.setdefault((False, plan.criterion), threading.Lock())
-    with scoring, pytest.raises(SupersededError):
+    scoring = whatif._scoring.setdefault((False, plan.criterion), _Scoring())
+    scoring.tell(Run()).report(0.25, "Half of a half")
+    with scoring.lock, pytest.raises(SupersededError):
         list(whatif.answer(plan, Run(newer)))
-    assert not scoring.locked()
+    assert not scoring.lock.locked()
 
 
 def test_a_newer_request_stops_an_older_one_within_a_chunk(whatif):

@@ -128,7 +128,7 @@ def _per_layer(
     def choose() -> None:
         store({layer: values.get(layer, domain.low) for layer in st.session_state[key]})
 
-    options = list(layers) or list(values)
+    options = list(dict.fromkeys([*layers, *values]))  # a link may name layers of another network
     st.multiselect(label, options, list(values), key=key, help=domain.help, on_change=choose)
     entry = Number(domain.low, domain.high, domain.step, f"{domain.help}: this layer")
     for layer, value in values.items():

@@ -129,6 +129,8 @@ def earlier(scene: Scene) -> None:
             recipe, status = job.order.read_recipe(), job.status
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.button("Show", key=f"run.{job.id}", on_click=_show, args=(recipe,))
+                words = {"help": "Forget this run and its files", "disabled": not status.over}
+                st.button("Forget", key=f"forget.{job.id}", on_click=_forget, args=(job,), **words)
                 st.html(_line(recipe, status))
 
 
@@ -140,6 +142,11 @@ def _line(recipe: Recipe, status: Status) -> str:
 
 def _show(recipe: Recipe) -> None:
     states.change(steps=steps_to_text(recipe.steps), seed=recipe.seed)
+
+
+def _forget(job: Job) -> None:
+    states.act()
+    jobs().remove(job)
 
 
 def _duration(seconds: float) -> str:
