@@ -8,7 +8,7 @@ list exists in which a parameter could be missing.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
@@ -196,6 +196,7 @@ class Method:
 
     name: ClassVar[str]
     title: ClassVar[str] = ""  # how people write the name, where it is not simply its words
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # name -> fields that differ from the defaults
 
     def __post_init__(self) -> None:
         for name, domain in self.domains().items():
@@ -227,6 +228,16 @@ class Method:
         """The JSON form, every hyper-parameter spelled out; `from_dict` reads it back."""
         values = {name: d.write(getattr(self, name)) for name, d in self.domains().items()}
         return {"method": self.name} | values
+
+    def preset(self, name: str) -> Self:
+        """The same with one of its `presets` laid over it.
+
+        Raises:
+            ParameterError: it has none of that name.
+        """
+        if name not in self.presets:
+            raise ParameterError(f"{self.name}: {unknown('preset', name, self.presets)}")
+        return replace(self, **self.presets[name])
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

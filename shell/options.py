@@ -24,11 +24,13 @@ def registries() -> "dict[str, Registry]":
     from core.criterion import CRITERIA
     from core.diagnosis import DIAGNOSTICS
     from core.lab import LABS
+    from core.objective import OBJECTIVES
     from core.recipe import COMPRESSORS
     from core.verification import PROPERTIES
 
     return {
         "criteria": CRITERIA,
+        "objectives": OBJECTIVES,
         "methods": COMPRESSORS,
         "attributions": ATTRIBUTIONS,
         "diagnostics": DIAGNOSTICS,

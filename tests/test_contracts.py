@@ -22,14 +22,25 @@ from core.figure import Figure
 from core.lab import LABS
 from core.layers import apply_mask, bake, prunable
 from core.method import Choice, Flag, Nested, Number, PerLayer, from_dict
+from core.objective import OBJECTIVES
 from core.recipe import COMPRESSORS, Recipe, compress
 from core.run import Run, seeded
-from core.training import Schedule, classification_loss, fit
+from core.training import Classification, Schedule, fit
 from core.verification import PROPERTIES, Verdict
 from view.figures import draw
 
-REGISTRIES = (CRITERIA, COMPRESSORS, ATTRIBUTIONS, DIAGNOSTICS, PROPERTIES, LABS, DATASETS, MODELS)
-ONE_PER_FILE = (CRITERIA, COMPRESSORS, ATTRIBUTIONS, DIAGNOSTICS, PROPERTIES, LABS)
+REGISTRIES = (
+    CRITERIA,
+    OBJECTIVES,
+    COMPRESSORS,
+    ATTRIBUTIONS,
+    DIAGNOSTICS,
+    PROPERTIES,
+    LABS,
+    DATASETS,
+    MODELS,
+)
+ONE_PER_FILE = (CRITERIA, OBJECTIVES, COMPRESSORS, ATTRIBUTIONS, DIAGNOSTICS, PROPERTIES, LABS)
 EFFORT = {"epochs", "images", "permutations", "samples", "seeds", "steps", "units", "width"}  # lowest: quick
 EVERYTHING = [pytest.param(r, n, id=f"{r.package}-{n}") for r in REGISTRIES for n in r]
 WEIGHTED = nn.Sequential(nn.Flatten(), nn.ReLU())  # has no weight at all
@@ -406,7 +417,7 @@ class TestAttribution:
         with seeded(0):
             model = plain_network()
             schedule = Schedule(epochs=20, learning_rate=0.05, batch_size=16, crop=0, flip=False)
-            fit(model, tiny_data.train, classification_loss(), schedule, Run())
+            fit(model, tiny_data.train, Classification(), schedule, Run())
         return model
 
     @pytest.fixture

@@ -60,6 +60,7 @@ def test_nothing_in_core_imports_the_inside_of_a_growth_folder():
         "diagnostics",
         "properties",
         "labs",
+        "objectives",
         "datasets",
         "models",
     } == GROWTH

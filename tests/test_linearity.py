@@ -38,7 +38,7 @@ from core.methods.prune_filters import PruneFilters
 from core.recipe import COMPRESSORS, Recipe, compress
 from core.run import Run, seeded
 from core.tracing import trace
-from core.training import Schedule, classification_loss, fit
+from core.training import Classification, Schedule, fit
 from core.weights import load_dataset, read_model, save_model
 
 NO_RULE = Rule("any")
@@ -443,7 +443,7 @@ class TestLinearity:
             schedule = Schedule(
                 epochs=6, learning_rate=0.003, optimizer="adamw", batch_size=32, crop=0, flip=False
             )
-            fit(model, data.train, classification_loss(), schedule, Run())
+            fit(model, data.train, Classification(), schedule, Run())
         return Setting(data.train, data.validation, model)
 
     def test_nothing_goes_at_sparsity_0(self, trained):
@@ -641,7 +641,7 @@ def test_a_network_for_digits_first_grows_and_then_loses_half_of_its_numbers(see
             crop=0,
             flip=False,
         )
-        fit(model, train, classification_loss(), schedule, Run())
+        fit(model, train, Classification(), schedule, Run())
     setting = Setting(train, validation, model)
     accuracy = correct(logits(model, test), test.labels).float().mean()
     after = applied(model, setting, sparsity=1.0, threshold=0.7)

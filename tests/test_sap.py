@@ -21,7 +21,7 @@ from core.methods.prune_weights import PruneWeights
 from core.methods.sap import WATCHED, Sap
 from core.recipe import Recipe, compress
 from core.run import Run, seeded
-from core.training import Schedule, classification_loss, fit
+from core.training import Classification, Schedule, fit
 
 QUICK = {"epochs": 1, "learning_rate": 0.05, "batch_size": 16}
 
@@ -48,7 +48,7 @@ def test_two_iterations_are_those_of_the_method_written_out(rule, tiny_model, ti
             network = copy.deepcopy(tiny_model)
             for name, keep in masks.items():
                 apply_mask(network.get_submodule(name), keep)
-            fit(network, train, classification_loss(), schedule, Run())
+            fit(network, train, Classification(), schedule, Run())
             bake(network)
             if iteration == 0 or rule == "lottery":
                 judged = copy.deepcopy(network)

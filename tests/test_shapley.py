@@ -18,7 +18,7 @@ from core.errors import ParameterError, UnsupportedModelError
 from core.lab import LABS
 from core.run import Run, seeded
 from core.shapley import Game
-from core.training import Schedule, classification_loss, fit
+from core.training import Classification, Schedule, fit
 
 CLOSE = {"atol": 1e-9, "rtol": 0}
 
@@ -524,7 +524,7 @@ def test_the_criterion_finds_a_filter_that_does_nothing_least_important_where_al
         fit(
             model,
             setting.train,
-            classification_loss(),
+            Classification(),
             Schedule(epochs=60, crop=0, flip=False, learning_rate=0.05),
             Run(),
         )
@@ -629,7 +629,7 @@ def test_estimates_of_small_layers_against_exact_values_and_the_best_sets(capsys
         with seeded(seed):
             model = MODELS["small-cnn"](width=5).build(data.shape, 10)
             schedule = Schedule(epochs=20, crop=0, flip=False, batch_size=64, learning_rate=0.05)
-            fit(model, data.train, classification_loss(), schedule, Run())
+            fit(model, data.train, Classification(), schedule, Run())
             for layer, table in rows.items():
                 setting = Setting(data.train, data.validation, model)
                 for name, row in _compared(model, layer, setting, data.test).items():

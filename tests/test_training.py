@@ -10,26 +10,27 @@ from torch import nn
 from torch.nn import functional as F
 
 from core.bundles import Setting
-from core.errors import CheckpointError, ParameterError, TrainingError
+from core.cutting import cut
+from core.errors import CheckpointError, ParameterError, Stopped, TrainingError
 from core.evaluation import evaluate
 from core.methods.fine_tuning import FineTuning
 from core.methods.prune_weights import PruneWeights
 from core.methods.semi_structured import SemiStructured
 from core.recipe import Recipe, compress
 from core.run import Run, seeded
-from core.training import Schedule, _optimizer, _rate, augment, classification_loss, fit
+from core.training import Classification, Minimise, Schedule, Task, _optimizer, _rate, augment, fit
 
 QUICK = {"epochs": 4, "learning_rate": 0.05, "batch_size": 16, "crop": 2}
 
 
-def train(schedule, run=None, data=None, checkpoint=None, validation=None, loss=None):
+def train(schedule, run=None, data=None, checkpoint=None, validation=None, task=None):
     run = run or Run()
     with seeded(0):
         model = plain_network()
         fit(
             model,
             quadrants(48, seed=1) if data is None else data,
-            loss or classification_loss(schedule.label_smoothing),
+            task or Classification(schedule.label_smoothing),
             schedule,
             run,
             validation=validation,
@@ -203,13 +204,13 @@ def test_a_loss_that_leaves_the_finite_numbers_stops_and_keeps_the_last_good_sta
         calls.append(1)
         if len(calls) == 7:  # three steps an epoch: the second epoch has just ended
             good.update(copy.deepcopy(network.state_dict()))
-        return classification_loss()(network, images, labels) * (math.nan if len(calls) == 9 else 1.0)
+        return F.cross_entropy(network(images), labels) * (math.nan if len(calls) == 9 else 1.0)
 
     run = Run()
     with pytest.raises(
         TrainingError, match=r"training: the loss became nan in epoch 3; a learning rate below 0.05"
     ):
-        fit(model, quadrants(48, seed=1), spoilt, Schedule(**QUICK), run)
+        fit(model, quadrants(48, seed=1), Minimise(spoilt), Schedule(**QUICK), run)
     assert [row["epoch"] for row in run.records] == [1, 2]
     assert all(torch.equal(value, good[name]) for name, value in model.state_dict().items())
     assert model.bn1.num_batches_tracked == 6
@@ -233,7 +234,7 @@ def test_weights_that_leave_the_finite_numbers_in_the_very_last_step_are_noticed
     before = copy.deepcopy(model.state_dict())
     schedule = Schedule(epochs=1, learning_rate=10.0, batch_size=64, schedule="constant", crop=0, flip=False)
     with pytest.raises(TrainingError, match="weights became NaN or infinite in epoch 1"):
-        fit(model, quadrants(8, seed=1), steep, schedule, Run())
+        fit(model, quadrants(8, seed=1), Minimise(steep), schedule, Run())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -248,13 +249,13 @@ def test_the_moving_average_is_what_is_left():
 
     def watch(model, images, labels):
         seen.append({name: value.clone() for name, value in model.named_parameters()})
-        return classification_loss()(model, images, labels)
+        return F.cross_entropy(model(images), labels)
 
     schedule = Schedule(
         epochs=1, learning_rate=0.05, batch_size=1, ema=0.5, crop=0, flip=False, schedule="constant"
     )
     data = quadrants(4, seed=1)
-    averaged = train(schedule, data=data, loss=watch)
+    averaged = train(schedule, data=data, task=Minimise(watch))
     last = train(Schedule.from_dict(schedule.to_dict() | {"ema": 0.0}), data=data)
     after = [*seen[1:4], dict(last.named_parameters())]
     for name, value in averaged.named_parameters():
@@ -306,6 +307,144 @@ def test_fine_tuning_sees_only_as_many_pictures_as_it_was_told(trained, trained_
 
 
 def test_fine_tuning_is_declared_by_the_schedule_it_follows():
-    assert set(Schedule.domains()) | {"images"} == set(FineTuning.domains())
+    assert set(Schedule.domains()) | {"images", "objective"} == set(FineTuning.domains())
     with pytest.raises(ParameterError, match="fine-tuning: learning_rate must lie in"):
         FineTuning(learning_rate=0.0)
+
+
+# ---------------------------------------------------------------------------------- tasks and stops
+
+
+class Halving(Task):
+    """After the first epoch takes half of the first convolution's filters away."""
+
+    def terms(self, model, images, labels):
+        loss = F.cross_entropy(model(images), labels)
+        return {"loss": loss, "twice": 2 * loss.detach()}
+
+    def passed(self, model, epoch):
+        if epoch == 0:
+            gone = {("conv1", "out"): torch.arange(3), ("bn1", "out"): torch.arange(3)}
+            return lambda network: cut(network, gone | {("conv2", "in"): torch.arange(3)})
+        return None
+
+    def observed(self):
+        return {"seen": 1.0}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_what_a_task_cuts_goes_from_weights_average_and_momenta_alike(optimizer):
+    """Filters without any influence are cut: the rest trains on as if nothing had happened."""
+
+    def begin():
+        with seeded(0):
+            model = plain_network()
+        for layer, name in (
+            (model.conv1, "bias"),
+            (model.conv1, "weight"),
+            (model.bn1, "weight"),
+            (model.bn1, "bias"),
+        ):
+            getattr(layer, name).data[:3] = 0  # relu(0) has no slope: these never move
+        return model
+
+    schedule = Schedule(**QUICK | {"epochs": 3, "crop": 0}, optimizer=optimizer, ema=0.9, flip=False)
+    networks = []
+    for task in (Classification(), Halving()):
+        model, run = begin(), Run()
+        with seeded(1):
+            fit(model, quadrants(48, seed=1), task, schedule, run)
+        networks.append(model)
+    whole, halved = networks
+    assert halved.conv1.weight.shape[0] == 3
+    torch.testing.assert_close(halved.conv1.weight, whole.conv1.weight[3:], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(halved.conv2.weight, whole.conv2.weight[:, 3:], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(halved.linear2.weight, whole.linear2.weight, rtol=1e-4, atol=1e-6)
+    assert run.records[0].keys() == {"epoch", "loss", "twice", "seen"}
+    assert run.records[0]["twice"] == pytest.approx(2 * run.records[0]["loss"])
+
+
+def test_partners_learn_with_the_network_and_are_resumed(tmp_path):
+    class Helped(Task):
+        def __init__(self):
+            super().__init__()
+            self.partners.append(nn.Linear(4, 4))
+
+        def terms(self, model, images, labels):
+            return {"loss": F.cross_entropy(self.partners[0](model(images)), labels)}
+
+    def helped(checkpoint=None, epochs=3, stop_at=None):
+        with seeded(0):
+            model, task = plain_network(), Helped()
+            before = task.partners[0].weight.detach().clone()
+
+            def interrupt(progress):
+                if stop_at and progress.fraction > stop_at:
+                    raise Stop
+
+            schedule = Schedule(**QUICK | {"epochs": epochs})
+            fit(
+                model,
+                quadrants(48, seed=1),
+                task,
+                schedule,
+                Run(on_progress=interrupt),
+                checkpoint=checkpoint,
+            )
+        return task.partners[0].weight, before
+
+    learned, before = helped()
+    assert not torch.equal(learned, before)
+    with pytest.raises(Stop):
+        helped(tmp_path / "x.ckpt", stop_at=0.5)
+    assert torch.equal(helped(tmp_path / "x.ckpt")[0], learned)
+
+
+class Scripted(Task):
+    """After every epoch all answers are made right or wrong, as if that had been learned."""
+
+    def __init__(self, shares):
+        super().__init__()
+        self.shares = shares
+
+    def terms(self, model, images, labels):
+        return {"loss": 0 * model(images).sum()}
+
+    def passed(self, model, epoch):
+        model[1].bias.data = torch.tensor([10.0 * (epoch + 1), 0.0]) * (1 if self.shares[epoch] else -1)
+
+
+def scripted(shares, stop_after=None, **schedule):
+    """(network, run) after training on pictures that all are of class 0: accuracy is 1 or 0."""
+    data = quadrants(8, seed=1)
+    data.labels[:] = 0
+    model, run = nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), Run()
+
+    def interrupt(progress):
+        if stop_after and progress.fraction > (stop_after + 0.5) / len(shares):
+            raise Stopped
+
+    run.on_progress = interrupt
+    settings = Schedule(epochs=len(shares), learning_rate=1e-6, batch_size=1, weight_decay=0.0, **schedule)
+    try:
+        fit(model, data, Scripted(shares), settings, run, validation=data)
+    except Stopped:
+        assert stop_after
+    return model, run
+
+
+def test_who_stops_gets_the_best_epoch_so_far():
+    model, run = scripted([0, 1, 1, 0, 0, 0], stop_after=4)
+    assert [row["validation_accuracy"] for row in run.records] == [0, 1, 1, 0]
+    assert model[1].bias[0].item() == pytest.approx(
+        30
+    )  # the third epoch: of equals the one that trained longest
+
+
+def test_patience_ends_a_training_that_gets_no_better_and_takes_the_best_epoch():
+    model, run = scripted([0, 1, 0, 0, 0, 0], patience=2)
+    assert len(run.records) == 4
+    assert model[1].bias[0].item() == pytest.approx(20)
+    assert len(scripted([0, 1, 0, 0, 0, 0], patience=0)[1].records) == 6
+    with pytest.raises(TrainingError, match="must be validation pictures where patience ends it, got none"):
+        train(Schedule(**QUICK, patience=1))

@@ -18,7 +18,7 @@ from core.latent import GROUPS, RULES, ap2, ap2_relative, ap3_student, rank_corr
 from core.layers import apply_mask
 from core.method import choice, flag, number
 from core.run import Run
-from core.training import Schedule, classification_loss, fit
+from core.training import Classification, Minimise, Schedule, fit
 
 SPARSITIES = (0.1, 0.3, 0.5, 0.8)  # the paper's
 BASE = Schedule(epochs=30, learning_rate=0.05, batch_size=64, crop=0, flip=False)
@@ -67,7 +67,7 @@ class FineTuningTriangle(Lab):
         """Sparsity -> what became of a freshly trained network's last layer."""
         data = DATASETS["digits"]().load()
         network = MODELS["mlp"](depth=1).build(data.shape, len(data.classes))
-        fit(network, data.train, classification_loss(), BASE, Run())
+        fit(network, data.train, Classification(), BASE, Run())
         return {
             sparsity: self._story(network, data, sparsity, run)
             for sparsity in run.track(SPARSITIES, "Pruning and fine-tuning")
@@ -79,10 +79,10 @@ class FineTuningTriangle(Lab):
         keep = rule_mask(original, self.rule, sparsity)
         apply_mask(pruned[-1], keep)
         start = pruned[-1].weight.detach().clone()
-        loss = classification_loss() if self.everything else _last_weight_loss
+        task = Classification() if self.everything else Minimise(_last_weight_loss)
         rows = [_row(0, original, pruned, data.validation, before)]
         for epoch in run.track(range(1, self.epochs + 1), "Fine-tuning"):
-            fit(pruned, data.train, loss, TUNING, Run())
+            fit(pruned, data.train, task, TUNING, Run())
             rows.append(_row(epoch, original, pruned, data.validation, before))
         corners = {"original": original, "pruned": start, "fine-tuned": pruned[-1].weight.detach().clone()}
         return Story(pd.DataFrame(rows), keep, corners)

@@ -19,7 +19,7 @@ from core.linearity import Activity, Chain, Rule, Sizes, decide, merge_chain, ob
 from core.method import choice, number
 from core.recipe import COMPRESSORS, Recipe, compress
 from core.run import Run
-from core.training import Schedule, classification_loss, fit
+from core.training import Classification, Schedule, fit
 
 THRESHOLDS = [round(1 - 0.05 * step, 2) for step in range(20)]
 WIDTHS = (64, 64, 128, 128, 256, 256, 10)  # of the network trained here, as in the source's code
@@ -99,7 +99,7 @@ class LinearNeurons(Lab):
             crop=0,
             flip=False,
         )
-        fit(model, data.train, classification_loss(), schedule, run)
+        fit(model, data.train, Classification(), schedule, run)
         return Setting(data.train, data.validation, model)
 
 

@@ -16,7 +16,7 @@ from core.figure import Figure, Reference
 from core.lab import LABS, Lab
 from core.method import number
 from core.run import Run
-from core.training import Schedule, classification_loss, fit
+from core.training import Classification, Schedule, fit
 
 
 @LABS.register
@@ -57,7 +57,7 @@ class LSTMRows(Lab):
         for _ in run.track(range(self.seeds), "Training"):
             network = RowReader(data.shape[2], self.units, len(data.classes))
             before = _recurrent(network).double().clone()
-            fit(network, data.train, classification_loss(), schedule, run)
+            fit(network, data.train, Classification(), schedule, run)
             matrices.append((before, _recurrent(network).double().clone()))
             curves.append(_curves(network, *matrices[-1], data.validation))
         return [_spectra(*matrices[0]), _truncation(averaged(pd.concat(curves)), len(data.validation))]

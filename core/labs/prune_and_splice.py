@@ -9,6 +9,7 @@ from typing import ClassVar
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core.bundles import DATASETS, DatasetBundle, Setting
 from core.evaluation import correct, logits, wilson
@@ -17,7 +18,7 @@ from core.frequency import DOMAINS, MovingMasks, kernel_layers
 from core.lab import LABS, Lab
 from core.method import choice, number
 from core.run import Run, seeded
-from core.training import Schedule, classification_loss, fit
+from core.training import Classification, Minimise, Schedule, fit
 
 FIRST = Schedule(epochs=8, learning_rate=0.1, batch_size=64, crop=0, flip=False)  # of the dense network
 POINTS = 50  # of a line
@@ -54,7 +55,7 @@ class PruneAndSplice(Lab):
         data = DATASETS["digits"]().load()
         with run.step(0, 4):
             dense = _network(data.classes)
-            fit(dense, data.train, classification_loss(), FIRST, run)
+            fit(dense, data.train, Classification(), FIRST, run)
         scores, rows = [_score("dense", dense, data)], []
         seed, stop = int(torch.randint(2**31, ())), math.ceil(0.6 * self._steps(data))
         sparsities = dict.fromkeys(kernel_layers(self.name, dense), self.sparsity)
@@ -79,18 +80,18 @@ class PruneAndSplice(Lab):
     ) -> list[dict[str, float]]:
         """Train `network` under `masks`, and say what happened on the way."""
         schedule = replace(FIRST, epochs=self.epochs, learning_rate=self.learning_rate, schedule="cosine")
-        steps, loss_of, losses, rows = self._steps(data), classification_loss(), [], []
+        steps, losses, rows = self._steps(data), [], []
 
         def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             masks.step()
-            value = loss_of(model, images, labels)
+            value = F.cross_entropy(model(images), labels)
             losses.append(value.item())
             if masks.steps % math.ceil(steps / POINTS) == 0 or masks.steps == steps:
                 rows.append({"step": masks.steps, "loss": sum(losses) / len(losses)} | masks.tally())
                 losses.clear()
             return value
 
-        fit(network, data.train, loss, schedule, run)
+        fit(network, data.train, Minimise(loss), schedule, run)
         return rows
 
 

@@ -18,7 +18,7 @@ from core.lab import LABS, Lab
 from core.layers import apply_mask, bake, prunable
 from core.method import choice, number
 from core.run import Run
-from core.training import Schedule, classification_loss, fit
+from core.training import Classification, Schedule, fit
 
 LAYERS = {"linear1": "first layer", "linear": "last layer"}
 FIRST = "linear1"
@@ -79,7 +79,7 @@ class RankOfTraining(Lab):
         """The network untrained, trained, pruned, and trained on with its mask."""
         stages = {"untrained": copy.deepcopy(network)}
         with run.step(0, 2):
-            fit(network, train, classification_loss(), self._schedule(self.epochs, 1.0), run)
+            fit(network, train, Classification(), self._schedule(self.epochs, 1.0), run)
         stages["trained"] = copy.deepcopy(network)
         for layer in prunable(network).values():
             keep = torch.ones_like(layer.weight, dtype=torch.bool)
@@ -89,7 +89,7 @@ class RankOfTraining(Lab):
         stages["pruned"] = bake(copy.deepcopy(network))
         with run.step(1, 2):
             schedule = self._schedule(max(1, self.epochs // 3), 0.2)
-            fit(network, train, classification_loss(), schedule, run)
+            fit(network, train, Classification(), schedule, run)
         return stages | {"tuned": bake(network)}
 
     def _schedule(self, epochs: int, share: float) -> Schedule:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pandas as pd
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core.bundles import Setting
 from core.criterion import sample
@@ -23,7 +24,7 @@ from core.frequency import (
 from core.method import choice, flag, number
 from core.recipe import COMPRESSORS, Compressor
 from core.run import Run
-from core.training import Schedule, classification_loss, fit
+from core.training import Minimise, Schedule, fit
 
 WATCHED = 1000  # validation pictures on which accuracy is recorded after every epoch
 ROWS = 20  # of records on pruning and splicing, in a whole training
@@ -84,15 +85,14 @@ class DynamicFrequency(Compressor):
             splice=self.splice,
         )
         every = math.ceil(steps / ROWS)
-        loss_of = classification_loss()
 
         def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             masks.step()
             if masks.steps % every == 0 or masks.steps == steps:
                 run.record(step=masks.steps, **masks.tally())
-            return loss_of(model, images, labels)
+            return F.cross_entropy(model(images), labels)
 
-        fit(model, train, loss, self._schedule(), run, validation=watched)
+        fit(model, train, Minimise(loss), self._schedule(), run, validation=watched)
         return model
 
     def figures(self, before: nn.Module, after: nn.Module, setting: Setting, run: Run) -> Sequence[Figure]:

@@ -1,44 +1,55 @@
 """Fine-tuning: train on, so that the weights that are left make up for those that are gone."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
 from core.bundles import Setting
-from core.criterion import sample
+from core.figure import Figure
 from core.layers import require_prunable
-from core.method import choice, flag, number
-from core.recipe import COMPRESSORS, Compressor
+from core.method import nested
+from core.objective import OBJECTIVES, Objective
+from core.recipe import COMPRESSORS
 from core.run import Run
-from core.training import Schedule, classification_loss, fit
-
-WATCHED = 1000  # validation pictures on which accuracy is recorded after every epoch
+from core.tuning import Tuning
 
 
 @COMPRESSORS.register
 @dataclass(frozen=True)
-class FineTuning(Compressor, Schedule):
+class FineTuning(Tuning):
     """Train for a few more epochs at a small learning rate; what was pruned stays pruned.
 
     Weights masked by an earlier step stay exactly zero. Batch-norm statistics are updated too. The
-    defaults suit any data and finish in seconds: few pictures, no mirroring, which would harm digits.
+    objective says what is learned from: the labels, or the original network's answers, features or
+    attribution maps; the original is always the untouched one, whatever steps came before.
 
     Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks",
-    NeurIPS 2015, arXiv:1506.02626, section 3 (retraining).
+    NeurIPS 2015, arXiv:1506.02626, section 3 (retraining); the schedule of the preset "paper" is that
+    of Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, arXiv:1608.08710, section 4, where
+    the objective has none of its own.
     """
 
     name: ClassVar[str] = "fine-tuning"
+    variants: ClassVar[tuple[str, ...]] = ("objective",)
 
-    epochs: int = number(2, 1, 500, 1, help="Passes over the pictures")
-    learning_rate: float = number(0.02, 1e-6, 10.0, 1e-6, scale="log", help="Peak learning rate")
-    schedule: str = choice("cosine", "one-cycle", "constant", help="Learning rate over time")
-    crop: int = number(2, 0, 16, 1, unit="pixels", help="Random shift by up to this many pixels")
-    flip: bool = flag(False, help="Mirror half of the pictures")
-    images: int = number(2048, 1, 1_000_000, 1, help="Training pictures, drawn once; all if there are fewer")
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {
+            "epochs": 40,
+            "learning_rate": 0.001,
+            "schedule": "constant",
+            "crop": 4,
+            "images": 1_000_000,
+        }
+    }
+
+    objective: Objective = nested(OBJECTIVES, "labels", help="What the network learns from")
 
     def apply(self, model: nn.Module, setting: Setting, run: Run) -> nn.Module:
         require_prunable(model)
-        train, watched = sample(setting.train, self.images), sample(setting.validation, WATCHED)
-        fit(model, train, classification_loss(self.label_smoothing), self, run, validation=watched)
+        self.tune(model, self.objective.bind(model, setting, self, run), setting, run)
         return model
+
+    def figures(self, before: nn.Module, after: nn.Module, setting: Setting, run: Run) -> Sequence[Figure]:
+        return self.objective.figures(before, after, setting, run)

@@ -19,7 +19,7 @@ from core.layers import Mask, apply_mask, bake, prunable, require_prunable
 from core.method import choice, flag, number
 from core.recipe import COMPRESSORS, Compressor
 from core.run import Run
-from core.training import Schedule, classification_loss, fit
+from core.training import Classification, Schedule, fit
 
 WATCHED = 1000  # validation pictures on which every iteration's accuracy is measured
 LOST = 0.02  # of accuracy: from there on the network counts as collapsing
@@ -81,7 +81,7 @@ class Sap(Compressor):
         for iteration in run.track(range(self.iterations + 1), "Training and pruning"):
             model.load_state_dict(begin | {keys[name]: keep for name, keep in left.items()})
             try:
-                fit(model, train, classification_loss(), self._schedule(), replace(run, records=[]))
+                fit(model, train, Classification(), self._schedule(), replace(run, records=[]))
             except Stopped:
                 if done:  # a network that was just rewound is no result
                     model.load_state_dict(done)

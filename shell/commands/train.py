@@ -33,7 +33,7 @@ def train(
     from core.bundles import MODELS
     from core.evaluation import evaluate as measure
     from core.run import seeded
-    from core.training import Schedule, classification_loss, fit
+    from core.training import Classification, Schedule, fit
     from core.weights import save_model
 
     use_threads(threads)
@@ -52,12 +52,11 @@ def train(
     run = run_with_progress()
     with seeded(seed):
         network = architecture.build(bundle.shape, len(bundle.classes))
-        loss = classification_loss(schedule.label_smoothing)
         try:
             fit(
                 network,
                 bundle.train,
-                loss,
+                Classification(schedule.label_smoothing),
                 schedule,
                 run,
                 validation=bundle.validation,

@@ -1,0 +1,1 @@
+"""One objective per file: what is a network trained for?"""
