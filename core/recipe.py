@@ -141,5 +141,5 @@ def compress(
             except Stopped:
                 finished = False
                 break
-    network = bake(compressed).requires_grad_(False)
+    network = bake(compressed).requires_grad_(False).to("cpu")
     return CompressionResult(network, recipe, tuple(run.records[recorded:]), tuple(shown), finished)

@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from core.errors import ParameterError
+
 T = TypeVar("T")
 
 _RANDOM_STATE = threading.RLock()  # torch's belongs to the process, so seeded runs take turns
@@ -79,6 +81,23 @@ def seeded(seed: int, run: Run | None = None) -> Iterator[None]:
             yield
     finally:
         _RANDOM_STATE.release()
+
+
+def devices() -> tuple[str, ...]:
+    """Where this machine can compute: "cpu", and its accelerator where there is one."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return ("cpu",) if accelerator is None else ("cpu", accelerator.type)
+
+
+def require_device(name: str) -> str:
+    """`name`, if it is one of `devices`.
+
+    Raises:
+        ParameterError: it is not.
+    """
+    if name not in devices():
+        raise ParameterError(f"device: must be one of {', '.join(devices())} on this machine, got {name}")
+    return name
 
 
 def _accelerators(run: Run | None) -> list[torch.device]:

@@ -22,6 +22,7 @@ def carry_out(
     indices: str | None,
     count: int,
     figures: bool,
+    device: str,
     as_json: bool,
 ) -> None:
     """Compress, measure before and after on the same pictures, report, and write with `out`."""
@@ -33,7 +34,7 @@ def carry_out(
     chosen = choose(indices, count, pictures) if methods else []
     if out is not None:
         make_folder(out)
-    progress = run_with_progress()
+    progress = run_with_progress(device)
     outcome = carry(bundle, dataset, recipe, split, progress, figures=figures)
     report = outcome.to_dict()
     if figures:

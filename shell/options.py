@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,8 +142,13 @@ def _read_number(text: str) -> Any:
     return text
 
 
-def read_method(registry: "Registry", text: str, settings: Mapping[str, Any] | None = None) -> Any:
-    """A method from its name, as in "mlp:hidden=16", or its JSON form, with `settings` on top."""
+def read_method(
+    registry: "Registry", text: str, settings: Mapping[str, Any] | None = None, preset: str | None = None
+) -> Any:
+    """A method from its name, as in "mlp:hidden=16", or its JSON form, with `settings` on top.
+
+    A preset lies between: it changes what was named before the options, not what the options name.
+    """
     from core.errors import ParameterError
     from core.method import from_dict, from_text
 
@@ -155,7 +160,11 @@ def read_method(registry: "Registry", text: str, settings: Mapping[str, Any] | N
     else:
         method = from_text(registry, text)
     named = given(type(method), settings or {})
-    return type(method).from_dict(method.to_dict() | named) if named else method
+    if named:
+        method = type(method).from_dict(method.to_dict() | named)
+    if preset is not None:
+        method = replace(method.preset(preset), **named)
+    return method
 
 
 def read_data(text: str) -> "DatasetBundle":

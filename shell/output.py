@@ -123,11 +123,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run_with_progress() -> "Run":
+def run_with_progress(device: str = "cpu") -> "Run":
     """A run that tells stderr how far it is: a moving line in a terminal, a line at times in a file."""
-    from core.run import Run
+    from core.run import Run, require_device
 
-    progress = Run()
+    progress = Run(device=require_device(device))
     said = {"rows": 0, "time": time.monotonic(), "message": ""}
     terminal = sys.stderr.isatty()
 

@@ -22,6 +22,10 @@ Weights = Annotated[
 SplitOption = Annotated[SplitName, typer.Option(help="Part of the data that is reported on")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all random numbers")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="Where to compute: cpu, or the accelerator's type")]
+Preset = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Settings as in the paper, say; options change single ones")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; default: torch's choice")]
 OutFolder = Annotated[Path | None, typer.Option(metavar="DIR", help="Write the results into this folder")]
 Attributions = Annotated[

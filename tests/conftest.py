@@ -1,15 +1,19 @@
 """Shared fixtures: a small network, data that it can learn in seconds, real data where they are at hand."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from promises import assert_says
 from tiny import ROOT, TinyResNet, plain_network, quadrants, vary
 from torch import nn
 
 from core import prepared
 from core.bundles import DatasetBundle, Setting, data_directory
+from core.errors import UnsupportedModelError
+from core.recipe import COMPRESSORS, Recipe, compress
 
 
 def pytest_configure() -> None:
@@ -80,3 +84,27 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no published weights in {folder}: set PRUNESCOPE_SHARED to the folder that has them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def refusals() -> dict[str, bool]:
+    """Compressor -> does it say that it is not for residual networks?, filled by `suitable`."""
+    return {}
+
+
+@pytest.fixture
+def suitable(plain_model, setting, refusals):
+    """Compressor -> a setting whose teacher it works on: the residual network, else the plain one."""
+
+    def choose(name: str) -> Setting:
+        if name not in refusals:
+            try:
+                compress(setting.teacher, setting, Recipe((COMPRESSORS[name](),)))
+            except UnsupportedModelError as error:
+                assert_says(r"must .*, got ", error)
+                refusals[name] = True
+            else:
+                refusals[name] = False
+        return replace(setting, teacher=plain_model) if refusals[name] else setting
+
+    return choose

@@ -19,6 +19,7 @@ import streamlit as st
 from core.errors import UserError
 from core.method import Choice, Domain, Flag, Method, Nested, Number, PerLayer
 from core.registry import Registry
+from core.training import Schedule
 from view.state import state
 
 FINEST = 1000  # steps of a slider; beyond that a field to type in is easier to hit
@@ -54,21 +55,65 @@ def configure(
 ) -> None:
     """One widget per hyper-parameter of the method `get()`; `layers` are offered for per-layer values."""
     method = get()
-    for name, domain in method.domains().items():
-        value = getattr(method, name)
+    own, of_training = _parts(method)
+    _presets(get, save, f"{key}.{method.name}")
 
-        def store(value: Any, name: str = name) -> None:
+    def field(name: str, domain: Domain) -> None:
+        def store(value: Any) -> None:
             _guarded(save, lambda: replace(get(), **{name: value}))
 
         widget(
             _label(name, domain),
             domain,
-            value,
+            getattr(method, name),
             store,
             key=f"{key}.{method.name}.{name}",
-            get=lambda name=name: getattr(get(), name),
+            get=lambda: getattr(get(), name),
             layers=layers,
         )
+
+    for name, domain in own.items():
+        field(name, domain)
+    if of_training:
+        with st.expander("How it is trained", icon=":material/fitness_center:", key=f"{key}.training"):
+            for name, domain in of_training.items():
+                field(name, domain)
+
+
+def _parts(method: Method) -> tuple[dict[str, Domain], dict[str, Domain]]:
+    """(what makes the method, how it is trained): of the latter a schedule has a dozen."""
+    domains = method.domains()
+    told = Schedule.domains() if isinstance(method, Schedule) else {}
+    first = {"epochs", "learning_rate"}  # what people change
+    of_training = {name: domain for name, domain in domains.items() if name in told and name not in first}
+    own = {name: domain for name, domain in domains.items() if name not in told}
+    return own | {name: domains[name] for name in domains if name in told and name in first}, of_training
+
+
+def _presets(get: Callable[[], Method], save: Callable[[Method], None], key: str) -> None:
+    """A button for the defaults and one for every preset of the method."""
+    if not get().presets:
+        return
+    with st.container(horizontal=True, gap="small"):
+        for name in get().presets:
+            st.button(
+                f"As in the {name}" if name == "paper" else name.capitalize(),
+                key=f"{key}.preset.{name}",
+                on_click=lambda name=name: _guarded(save, lambda: get().preset(name)),
+                help="The settings of the source: far more work than the defaults, which finish in minutes",
+            )
+        st.button(
+            "Quick",
+            key=f"{key}.preset",
+            on_click=lambda: _guarded(save, lambda: _quick(get())),
+            help="The defaults: minutes on two processor cores",
+        )
+
+
+def _quick(method: Method) -> Method:
+    """The method with the defaults of all that a preset changes."""
+    defaults, changed = type(method)(), set(Schedule.domains()).union(*method.presets.values())
+    return replace(method, **{name: getattr(defaults, name) for name in changed & set(method.domains())})
 
 
 def widget(

@@ -1,8 +1,8 @@
 """SAP: train, prune as far as the PQ index of the weights says, rewind, and again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -51,6 +51,16 @@ class Sap(Compressor):
 
     name: ClassVar[str] = "sap"
     title: ClassVar[str] = "SAP"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {
+            "iterations": 30,
+            "epochs": 200,
+            "learning_rate": 0.1,
+            "batch_size": 250,
+            "start": "fresh",
+            "images": 1_000_000,
+        }
+    }
 
     rule: str = choice("sap", "lottery", "one-shot", help="What decides how much goes in every iteration")
     scope: str = choice("global", "layer", "neuron", help="Compare weights of the network, a layer, a neuron")

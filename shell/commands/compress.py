@@ -11,11 +11,13 @@ from shell.parameters import (
     Attributions,
     Count,
     Data,
+    Device,
     Figures,
     Indices,
     Json,
     Model,
     OutFolder,
+    Preset,
     Seed,
     SplitOption,
     Threads,
@@ -26,6 +28,7 @@ from shell.parameters import (
 def compress(
     model: Model,
     method: Annotated[str, typer.Argument(metavar="METHOD", help="Name of a method; its options follow")],
+    preset: Preset = None,
     data: Data = None,
     weights: Weights = None,
     split: SplitOption = "test",
@@ -35,6 +38,7 @@ def compress(
     indices: Indices = None,
     count: Count = 16,
     figures: Figures = False,
+    device: Device = "cpu",
     threads: Threads = None,
     as_json: Json = False,
     **settings: Any,
@@ -43,6 +47,7 @@ def compress(
     from core.recipe import COMPRESSORS, Recipe
 
     use_threads(threads)
-    step = read_method(COMPRESSORS, method, settings)
+    step = read_method(COMPRESSORS, method, settings, preset)
     recipe = Recipe((step,), seed)
-    carry_out(load(model, data, weights), recipe, split, out, attribution, indices, count, figures, as_json)
+    loaded = load(model, data, weights)
+    carry_out(loaded, recipe, split, out, attribution, indices, count, figures, device, as_json)

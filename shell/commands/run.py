@@ -12,6 +12,7 @@ from shell.parameters import (
     Attributions,
     Count,
     Data,
+    Device,
     Figures,
     Indices,
     Json,
@@ -34,10 +35,12 @@ def run(
     indices: Indices = None,
     count: Count = 16,
     figures: Figures = False,
+    device: Device = "cpu",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Carry out a saved recipe; compare before and after."""
     use_threads(threads)
     steps = read_recipe(recipe)
-    carry_out(load(model, data, weights), steps, split, out, attribution, indices, count, figures, as_json)
+    loaded = load(model, data, weights)
+    carry_out(loaded, steps, split, out, attribution, indices, count, figures, device, as_json)

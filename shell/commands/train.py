@@ -12,7 +12,7 @@ from core.as_json import plain, to_json
 from shell.loading import make_folder, use_threads
 from shell.options import given, read_data, read_method
 from shell.output import print_report, run_with_progress, say
-from shell.parameters import Json, Model, Seed, Threads
+from shell.parameters import Device, Json, Model, Seed, Threads
 
 
 def train(
@@ -25,6 +25,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint that a stopped run left")
     ] = False,
+    device: Device = "cpu",
     threads: Threads = None,
     as_json: Json = False,
     **settings: Any,
@@ -49,8 +50,8 @@ def train(
         "schedule": schedule.to_dict(),
     }
     checkpoint = _checkpoint(path.with_suffix(".ckpt"), asked, resume)
-    run = run_with_progress()
-    with seeded(seed):
+    run = run_with_progress(device)
+    with seeded(seed, run):
         network = architecture.build(bundle.shape, len(bundle.classes))
         try:
             fit(
@@ -65,7 +66,7 @@ def train(
         except KeyboardInterrupt:
             say(f"\nStopped; the same command with --resume goes on from {checkpoint}")
             raise
-    result = measure(network, bundle.test)
+    result = measure(network.to("cpu"), bundle.test)
     report = {
         **asked,
         "command": shlex.join(["python", "cli.py", *(word for word in sys.argv[1:] if word != "--resume")]),
