@@ -136,7 +136,17 @@ def test_what_is_typed_is_what_the_recipe_says(method, field, monkeypatch):
 
 COMMAND_OPTIONS = {
     *("--data", "--weights", "--split", "--seed", "--out", "--json", "--threads", "--attribution"),
-    *("--indices", "--count", "--target", "--bounds", "--recipe", "--resume", "--help"),
+    *(
+        "--indices",
+        "--count",
+        "--target",
+        "--bounds",
+        "--recipe",
+        "--resume",
+        "--device",
+        "--preset",
+        "--help",
+    ),
 }
 
 
@@ -208,6 +218,15 @@ def test_evaluate_agrees_with_a_plain_loop(weights, capsys):
 def test_evaluate_measures_the_split_that_is_asked_for(weights, capsys):
     shown = call(capsys, "evaluate", "mlp", "--weights", weights, "--split", "validation")
     assert (shown["split"], shown["n"]) == ("validation", len(load_dataset("digits").validation))
+
+
+def test_a_preset_lies_between_what_was_named_and_the_options(monkeypatch):
+    done: list[Recipe] = []
+    watch_recipes(monkeypatch, done)
+    words = ["compress", "mlp", "fine-tuning:batch_size=32", "--preset", "paper", "--epochs", "3"]
+    assert cli.main(words) == 0
+    (step,) = done[-1].steps
+    assert (step.epochs, step.learning_rate, step.schedule, step.batch_size) == (3, 0.001, "constant", 32)
 
 
 def test_compress_writes_a_network_that_measures_as_reported(weights, tmp_path, capsys):
@@ -375,6 +394,10 @@ MISTAKES = [
     ),
     ("compress mlp prune-weights --layers linear1", "must be LAYER=NUMBER, got 'linear1'"),
     ("compress mlp prune-weights --sparsty 0.5", "No such option: --sparsty"),
+    ("compress mlp fine-tuning --preset papr", "no preset is called 'papr'; did you mean 'paper'"),
+    ("compress mlp prune-weights --preset paper", "prune-weights: no preset is called 'paper'"),
+    ("compress mlp prune-weights --device gpu", "device: must be one of cpu"),
+    ("train mlp --data digits --device gpu", "device: must be one of cpu"),
     ("compress mlp prune-weights:sparsty=0.5", "did you mean 'sparsity'"),
     ("compress mlp prune-weights --data cluttered-digits", "was trained on digits"),
     ("compress mlp", "METHOD"),
