@@ -1,0 +1,413 @@
+"""Learning from another network's feature maps: factors, attention and hints.
+
+Maps are (N, C, H, W). Teacher and student are compared where their maps have the same H and W; their
+channels need not have anything to do with each other.
+
+Source: Kim, Park and Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer",
+NeurIPS 2018, arXiv:1802.04977; Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017,
+arXiv:1612.03928.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import pairwise
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core.bundles import Setting, Split
+from core.criterion import sample
+from core.distillation import divergence, task_loss
+from core.errors import UnsupportedModelError
+from core.figure import Figure, Reference
+from core.layers import digest
+from core.memory import Memory
+from core.method import number
+from core.run import Run, seeded
+from core.taps import feature_layers, tapped
+from core.training import Minimise, Schedule, Task, fit
+
+Outer = Literal["l1", "l2"]
+Pair = tuple[str, str]  # layer of the teacher, layer of the student
+
+SLOPE = 0.1  # of the leaky ReLUs below zero
+ENOUGH = 0.6  # of the error of predicting means: a paraphraser above it is under-trained
+REFERENCE = 2048  # numbers in a picture's factors for which the published weight was chosen
+WATCHED = 500  # validation pictures on which paraphraser and factors are judged
+BATCH = 250  # pictures in one forward pass without gradients
+
+
+# --------------------------------------------------------------------------------------- the teacher
+
+
+def share_field(default: float) -> Any:
+    """How much of the supervision comes from the teacher's answers."""
+    return number(default, 0.0, 1.0, 0.01, help="Share of the teacher's answers, the rest is for the labels")
+
+
+def temperature_field() -> Any:
+    return number(4.0, 1.0, 20.0, 0.5, help="What logits are divided by, so that small answers are heard too")
+
+
+def shared_layers(who: str, teacher: nn.Module, student: nn.Module, images: Tensor) -> list[Pair]:
+    """The layers that give both networks' last feature maps of every size that both have, in order.
+
+    Raises:
+        UnsupportedModelError: there is no such size.
+    """
+    by_size = [_layer_by_size(network, images) for network in (teacher, student)]
+    pairs = [(layer, by_size[1][size]) for size, layer in by_size[0].items() if size in by_size[1]]
+    if not pairs:
+        found = [sorted(sizes, reverse=True) for sizes in by_size]
+        raise UnsupportedModelError(
+            f"{who}: the model must have feature maps of a size that the original has too, "
+            f"got {found[1]} where the original has {found[0]}"
+        )
+    return pairs
+
+
+def _layer_by_size(network: nn.Module, images: Tensor) -> dict[tuple[int, int], str]:
+    names = feature_layers(network, images)
+    return {
+        tuple(maps.shape[2:]): name for name, maps in zip(names, maps_of(network, names, images), strict=True)
+    }
+
+
+@torch.no_grad()
+def maps_of(network: nn.Module, layers: Sequence[str], images: Tensor) -> list[Tensor]:
+    """What `layers` give for `images`, with the network in the mode it is in."""
+    with tapped(network, layers) as seen:
+        network(images)
+    return [seen[layer] for layer in layers]
+
+
+def features(network: nn.Module, layer: str, split: Split, run: Run) -> Tensor:
+    """The maps (N, C, H, W) of all pictures of `split`; `network` is in eval mode."""
+    batches = split.pixels.split(BATCH)
+    parts = [
+        maps_of(network, [layer], split.normalise(pixels).to(run.device))[0]
+        for pixels in run.track(batches, "Looking at pictures")
+    ]
+    return torch.cat(parts)
+
+
+class Taught(Task):
+    """Labels, a teacher's answers and, in subclasses, its feature maps: all in one loss."""
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        *,
+        share: float,
+        temperature: float,
+        smoothing: float,
+        pairs: Sequence[Pair] = (),
+        weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.teacher = teacher.to(memory_format=torch.channels_last)
+        self.pairs, self.weight = pairs, weight
+        self._mixing = {"share": share, "temperature": temperature, "smoothing": smoothing}
+
+    def distance(self, taught: Sequence[Tensor], own: Sequence[Tensor]) -> Tensor:
+        """How far the student's maps are from the teacher's, one of each for every pair: a scalar."""
+        raise NotImplementedError
+
+    def terms(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        theirs, ours = ([pair[side] for pair in self.pairs] for side in (0, 1))
+        with torch.no_grad(), tapped(self.teacher, theirs) as given:
+            answers = self.teacher(images)
+        with tapped(model, ours) as made:
+            logits = model(images)
+        supervised = task_loss(logits, answers, labels, **self._mixing)
+        apart = divergence(logits.detach(), answers, self._mixing["temperature"]).mean()
+        if not self.pairs:
+            return {"loss": supervised, "divergence": apart}
+        pull = self.weight * self.distance([given[n] for n in theirs], [made[n] for n in ours])
+        return {
+            "loss": supervised + pull,
+            "supervised": supervised.detach(),
+            "transfer": pull.detach(),
+            "divergence": apart,
+        }
+
+
+# ---------------------------------------------------------------------------------- what is compared
+
+
+def directions(maps: Tensor) -> Tensor:
+    """All numbers of a picture (N, C, H, W) as one vector of length 1, (N, D); zeros stay zeros."""
+    return F.normalize(maps.flatten(1).to(torch.promote_types(maps.dtype, torch.float32)), eps=1e-12)
+
+
+def factor_distance(first: Tensor, second: Tensor, norm: Outer = "l1") -> Tensor:
+    """Mean over pictures and numbers of |u - v| (l1) or (u - v)^2 (l2), u and v the `directions`.
+
+    At most 2 / sqrt(D) for l1 and 4 / D for l2, D the numbers of one picture.
+    """
+    gap = directions(first) - directions(second)
+    return (gap.abs() if norm == "l1" else gap.square()).mean()
+
+
+def factor_cosine(first: Tensor, second: Tensor) -> Tensor:
+    """Of every picture's factors, (N,)."""
+    return (directions(first) * directions(second)).sum(1)
+
+
+def attention(maps: Tensor, power: float = 2.0) -> Tensor:
+    """Where the channels of (N, C, H, W) are strong: mean of |a|^power over them, of length 1, (N, H W)."""
+    return directions(maps.abs().pow(power).mean(1, keepdim=True))
+
+
+# ------------------------------------------------------------------------- paraphraser and translator
+
+
+def convolutions(*widths: int, transposed: bool = False) -> nn.Sequential:
+    """3 x 3 convolutions with bias from width to width, each with a leaky ReLU behind it."""
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    layers = [(kind(i, o, 3, padding=1), nn.LeakyReLU(SLOPE)) for i, o in pairwise(widths)]
+    return nn.Sequential(*(module for pair in layers for module in pair))
+
+
+def factor_channels(channels: int, rate: float) -> int:
+    """round(channels * rate), at least one."""
+    return max(1, round(channels * rate))
+
+
+class Paraphraser(nn.Module):
+    """Says maps again in fewer (or more) channels, the factors, and makes maps of factors.
+
+    `scale` is a number the maps are divided by first and multiplied with at the end: their root mean
+    square, so that networks with large and with small maps train alike.
+    """
+
+    def __init__(self, channels: int, factors: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.encoder = convolutions(channels, channels, factors, factors)
+        self.decoder = convolutions(factors, factors, channels, channels, transposed=True)
+        self.scale = scale
+
+    def factors(self, maps: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, F, H, W)."""
+        return self.encoder(maps / self.scale)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The maps (N, C, H, W) as they come back."""
+        return self.decoder(self.factors(maps)) * self.scale
+
+
+def translator(channels: int, factors: int) -> nn.Sequential:
+    """Makes factors of a student's maps."""
+    return convolutions(channels, channels, factors, factors)
+
+
+@dataclass(frozen=True)
+class Paraphrasing:
+    """How a paraphraser is made."""
+
+    rate: float = 0.5  # factor channels for every channel of the teacher
+    reconstruction: Literal["mse", "l1"] = "mse"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    epochs: int = 10
+    images: int = 2048  # training pictures, whose labels are not read
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(
+            epochs=self.epochs,
+            optimizer=self.optimizer,
+            learning_rate={"adamw": 0.003, "sgd": 0.05}[self.optimizer],
+            batch_size=64,
+            crop=0,
+            flip=False,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Paraphrase:
+    """A trained paraphraser, and how well it does.
+
+    Errors are mean squared ones on validation pictures, divided by that of predicting every channel's
+    mean. It is the same scale whatever the paraphraser was trained with: a network that answers with
+    zeros has a lower absolute error than the means on sparse maps, but never a lower squared one.
+    """
+
+    paraphraser: Paraphraser  # eval mode, frozen
+    errors: tuple[float, ...]  # untrained, then after every epoch
+    zeros: float  # the error of predicting zeros
+    factors: int  # channels of the factors
+
+    @property
+    def error(self) -> float:
+        return self.errors[-1]
+
+    @property
+    def trained(self) -> bool:
+        """Do the factors hold enough of the maps to be worth learning?"""
+        return self.error < ENOUGH
+
+    @property
+    def verdict(self) -> str:
+        """Whether it learned enough, in words."""
+        missed = f"what comes back misses {self.error:.0%} of what varies in the maps"
+        if self.trained:
+            return f"Through {self.factors} channels, {missed}"
+        return f"Paraphraser under-trained: {missed}, and from {ENOUGH:.0%} on factors are not worth learning"
+
+
+def paraphrase(maps: Tensor, watched: Tensor, how: Paraphrasing, run: Run) -> Paraphrase:
+    """Train a paraphraser on `maps` (N, C, H, W), and judge it by `watched`, maps of other pictures."""
+    channels = maps.shape[1]
+    factors = factor_channels(channels, how.rate)
+    scale = maps.square().mean().sqrt().item() or 1.0
+    paraphraser = Paraphraser(channels, factors, scale).to(maps.device)
+    task = _Reconstruction(maps, watched, how.reconstruction)
+    task.passed(paraphraser, -1)
+    fit(paraphraser, _numbered(len(maps)), task, how.schedule, run)
+    return Paraphrase(
+        paraphraser, tuple(task.errors), _share(torch.zeros_like(watched), watched, maps), factors
+    )
+
+
+class _Reconstruction(Minimise):
+    """Maps that are kept; the "labels" are their numbers."""
+
+    def __init__(self, maps: Tensor, watched: Tensor, reconstruction: str) -> None:
+        kind = {"mse": F.mse_loss, "l1": F.l1_loss}[reconstruction]
+
+        def loss(paraphraser: Paraphraser, images: Tensor, numbers: Tensor) -> Tensor:
+            target = maps[numbers]
+            return kind(paraphraser(target) / paraphraser.scale, target / paraphraser.scale)
+
+        super().__init__(loss)
+        self._maps, self._watched, self.errors = maps, watched, []
+
+    @torch.no_grad()
+    def passed(self, model: nn.Module, epoch: int) -> None:
+        back = torch.cat([model(part) for part in self._watched.split(BATCH)])
+        self.errors.append(_share(back, self._watched, self._maps))
+
+    def observed(self) -> dict[str, float]:
+        return {"error": self.errors[-1]}
+
+
+def _share(guess: Tensor, truth: Tensor, maps: Tensor) -> float:
+    """Squared error of `guess`, of that of the means of the channels of `maps`; 1 where nothing varies."""
+    means = maps.mean((0, 2, 3), keepdim=True)
+    worst = (truth - means).double().square().mean().item()
+    return (guess - truth).double().square().mean().item() / worst if worst else 1.0
+
+
+def _numbered(count: int) -> Split:
+    """Pictures of a single pixel whose label is their number: what they stand for is kept elsewhere."""
+    return Split(torch.zeros(count, 1, 1, 1, dtype=torch.uint8), torch.arange(count), (0.0,), (1.0,))
+
+
+_PARAPHRASES: Memory[Paraphrase] = Memory(limit=16)
+
+
+def paraphrase_of(
+    teacher: nn.Module, layer: str, setting: Setting, how: Paraphrasing, run: Run
+) -> Paraphrase:
+    """The paraphraser of `layer` of `teacher`, which is in eval mode; trained when first asked for.
+
+    It depends on the random seed in use but takes no random number of the caller's. Its progress is
+    told in words, and `run` records nothing.
+    """
+    seed = torch.initial_seed()
+    with seeded(seed, run):
+        seen = sample(setting.train, how.images)
+    watched = setting.validation.take(slice(0, WATCHED))
+    pixels = [blake2b(split.pixels.numpy().tobytes()).digest() for split in (seen, watched)]
+    key = (digest(teacher), layer, how, seed, run.device, *pixels)
+    if (known := _PARAPHRASES.get(key)) is not None:
+        return known
+    aside = Run(lambda p: run.report(0.0, f"Paraphraser, {p.fraction:.0%}"), run.device)
+    with seeded(seed, run):
+        with aside.step(0, 2):
+            maps, others = (features(teacher, layer, split, aside) for split in (seen, watched))
+        with aside.step(1, 2):
+            made = paraphrase(maps, others, how, aside)
+    _PARAPHRASES.put(key, made)
+    return made
+
+
+# ------------------------------------------------------------------------------------------- figures
+
+
+def strongest(maps: Tensor, count: int) -> list[int]:
+    """The channels of maps (1, C, H, W) with the largest mean square, strongest first."""
+    power = maps.square().mean((0, 2, 3))
+    return power.topk(min(count, len(power))).indices.tolist()
+
+
+def panels_of(panels: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Maps (H, W) as the table of a figure of heat: panel, row, column, value."""
+    parts = []
+    for panel, values in panels.items():
+        table = pd.DataFrame(values.double().cpu().numpy()).rename_axis("row").reset_index()
+        parts.append(table.melt("row", var_name="column", value_name="value").assign(panel=panel))
+    return pd.concat(parts, ignore_index=True)
+
+
+def heat(title: str, finding: str, panels: Mapping[str, Tensor]) -> Figure:
+    """Up to six maps (H, W) as pictures."""
+    return Figure(title, finding, panels_of(panels), "column", "row", "heat", panel="panel", value="value")
+
+
+@torch.no_grad()
+def paraphrase_view(made: Paraphrase, maps: Tensor) -> tuple[Figure, Figure]:
+    """What of the maps (1, C, H, W) of one picture comes back, and the factors it comes back from."""
+    factors, back = made.paraphraser.factors(maps), made.paraphraser(maps)
+    chosen, panels = strongest(maps, 2), {}
+    for channel in chosen:
+        truth, again = maps[0, channel], back[0, channel]
+        named = {"": truth, ", as it comes back": again, ", what is wrong": (again - truth).abs()}
+        panels |= {f"channel {channel}{words}": values for words, values in named.items()}
+    missed = ((back - maps).norm() / maps.norm()).item() if maps.any() else 0.0
+    said = " and ".join(map(str, chosen))
+    shown = strongest(factors, 6)
+    return (
+        heat(
+            "One picture's maps and what comes back",
+            f"Channels {said} are the strongest of {maps.shape[1]} for this picture; all its maps come back "
+            f"from {made.factors} factors with an error of {missed:.0%} of their norm.",
+            panels,
+        ),
+        heat(
+            "Its factors",
+            f"The {len(shown)} strongest of {made.factors} factors, which the student's are compared with.",
+            {f"factor {channel}": factors[0, channel] for channel in shown},
+        ),
+    )
+
+
+def reconstruction_figure(curves: Mapping[str, Paraphrase]) -> Figure:
+    """How the errors of paraphrasers fell, against predicting zeros and means."""
+    table = pd.concat(
+        pd.DataFrame({"epoch": range(len(made.errors)), "error": made.errors, "paraphraser": name})
+        for name, made in curves.items()
+    )
+    several = len(curves) > 1
+    finding = " ".join(
+        f"{name}: {made.verdict}." if several else f"{made.verdict}." for name, made in curves.items()
+    )
+    zeros = next(iter(curves.values())).zeros
+    return Figure(
+        "Reconstruction, epoch by epoch",
+        finding,
+        table,
+        "epoch",
+        "error",
+        colour="paraphraser" if several else "",
+        labels={"error": "squared error, of that of the means"},
+        references=(
+            Reference("y", 1.0, "every channel's mean"),
+            Reference("y", zeros, "all zeros"),
+            Reference("y", ENOUGH, "enough"),
+        ),
+    )
