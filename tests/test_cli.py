@@ -354,7 +354,7 @@ def test_a_stopped_training_is_resumed_to_the_same_weights(weights, tmp_path, mo
         return run
 
     make_run = train.run_with_progress
-    monkeypatch.setattr(train, "run_with_progress", lambda: stop_after_two(make_run()))
+    monkeypatch.setattr(train, "run_with_progress", lambda device: stop_after_two(make_run()))
     assert cli.main(train_words(tmp_path)) == 130
     assert not (tmp_path / weights.name).exists()
     monkeypatch.setattr(train, "run_with_progress", make_run)
