@@ -19,7 +19,7 @@ import streamlit as st
 from core.errors import UserError
 from core.method import Choice, Domain, Flag, Method, Nested, Number, PerLayer
 from core.registry import Registry
-from core.training import Schedule
+from core.tuning import Tuning
 from view.state import state
 
 FINEST = 1000  # steps of a slider; beyond that a field to type in is easier to hit
@@ -83,11 +83,12 @@ def configure(
 def _parts(method: Method) -> tuple[dict[str, Domain], dict[str, Domain]]:
     """(what makes the method, how it is trained): of the latter a schedule has a dozen."""
     domains = method.domains()
-    told = Schedule.domains() if isinstance(method, Schedule) else {}
-    first = {"epochs", "learning_rate"}  # what people change
-    of_training = {name: domain for name, domain in domains.items() if name in told and name not in first}
-    own = {name: domain for name, domain in domains.items() if name not in told}
-    return own | {name: domains[name] for name in domains if name in told and name in first}, of_training
+    told = Tuning.domains() if isinstance(method, Tuning) else {}
+    changed = ("epochs", "learning_rate")  # by people: these stay in sight
+    of_training = {name: domains[name] for name in told if name not in changed}
+    return {name: domains[name] for name in domains if name not in told} | {
+        name: domains[name] for name in changed if name in told
+    }, of_training
 
 
 def _presets(get: Callable[[], Method], save: Callable[[Method], None], key: str) -> None:
@@ -112,7 +113,7 @@ def _presets(get: Callable[[], Method], save: Callable[[Method], None], key: str
 
 def _quick(method: Method) -> Method:
     """The method with the defaults of all that a preset changes."""
-    defaults, changed = type(method)(), set(Schedule.domains()).union(*method.presets.values())
+    defaults, changed = type(method)(), set(Tuning.domains()).union(*method.presets.values())
     return replace(method, **{name: getattr(defaults, name) for name in changed & set(method.domains())})
 
 
@@ -129,6 +130,7 @@ def widget(
     if isinstance(domain, Nested):
         with st.container(border=True):
             pick(label, domain.registry, get, store, key)
+            st.caption(value.summary())
             configure(get, store, key, layers)
         return
     if isinstance(domain, PerLayer):
@@ -142,7 +144,7 @@ def widget(
         case Number(low, high, step) if (high - low) / step <= FINEST:
             st.slider(label, low, high, value, step, format=_format(step), **common)
         case Number(low, high, step):
-            st.number_input(label, low, high, value, step, **common)
+            st.number_input(label, low, high, value, step, format=_format(step), **common)
         case Choice(options):
             st.selectbox(label, options, options.index(value), **common)
         case Flag():

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from core.errors import UserError
 from view import state as states
@@ -49,7 +50,10 @@ def around(page: st.Page) -> Iterator[None]:
     token = _inside.set(True)
     try:
         _draw(page)
+        notice = st.empty()
+        _say(notice)
         yield
+        _say(notice)  # the page may have found something unknown in the link, too
     except UserError as error:
         st.error(str(error), icon=":material/error:")
     finally:
@@ -68,8 +72,12 @@ def _draw(page: st.Page) -> None:
 
         with nouns.container():
             controls.draw()
+
+
+def _say(place: DeltaGenerator) -> None:
+    """What the reader should know before looking at the page."""
     if notice := states.state().notice:
-        st.info(notice, icon=":material/link_off:")
+        place.info(notice, icon=":material/link_off:")
 
 
 def _links(page: st.Page) -> None:
