@@ -5,6 +5,7 @@ python -m bench whatif --json         one network: --model resnet20, vgg11-bn ..
 python -m bench coverage              how often the first interval is right; takes minutes
 python -m bench attributions          maps of six methods against Captum
 python -m bench memory                what 200 sliders moved leave behind
+python -m bench jobs                  what sliders cost while a job trains beside them
 python -m bench criteria resnet20     every criterion on one network, see bench/criteria.py
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bench import attributions, coverage, criteria, large, machine, memory, table, whatif
+from bench import attributions, coverage, criteria, jobs, large, machine, memory, table, whatif
 from bench.subjects import SUBJECTS
 from bench.timing import say
 from core.plan import QUESTIONS
@@ -62,6 +63,10 @@ def moves(options: argparse.Namespace) -> dict[str, Any]:
 
 def maps(options: argparse.Namespace) -> dict[str, Any]:
     return attributions.measure(options.rounds)
+
+
+def beside_jobs(options: argparse.Namespace) -> dict[str, Any]:
+    return jobs.measure(SUBJECTS["resnet20"](), options.rounds)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -106,6 +111,8 @@ def parser() -> argparse.ArgumentParser:
     session.add_argument("--moves", type=int, default=memory.MOVES)
     session.set_defaults(work=moves)
     parts.add_parser("attributions", parents=[shared], help="maps against Captum").set_defaults(work=maps)
+    beside = parts.add_parser("jobs", parents=[shared], help="sliders beside a training")
+    beside.set_defaults(work=beside_jobs)
     parts.add_parser("criteria", add_help=False, help="every criterion on one network")
     return top
 

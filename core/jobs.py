@@ -183,6 +183,11 @@ class Jobs:
             time.sleep(LOOK_S / 3)
         return status
 
+    def process(self, job: Job) -> int | None:
+        """The number of the worker's process, where this server started it."""
+        worker = self._workers.get(job.id)
+        return worker.pid if worker else None
+
     def _begin(self, order: Order) -> Job:
         job = Job(self.directory / order.id)
         shutil.rmtree(job.folder, ignore_errors=True)

@@ -142,7 +142,7 @@ def test_while_one_runs_the_next_waits_and_can_be_cancelled_there(jobs):
 def test_a_killed_worker_is_reported_and_the_next_job_runs(jobs):
     job = jobs.submit(order(tuning(500, images=2000)))
     until(lambda: job.history)
-    os.kill(jobs._workers[job.id].pid, signal.SIGKILL)
+    os.kill(jobs.process(job), signal.SIGKILL)
     status = jobs.wait(job, PATIENCE_S)
     assert status.state == "lost"
     assert "exit status -9" in status.problem
