@@ -1,5 +1,7 @@
 """Every method that can meet a sparsity, side by side on one network: what each keeps, and what it costs.
 
+Those that train have a race of their own: they start from what pruning alone has left.
+
 Results are lines of JSON in a file: the first says what was compared on what, every other one is a
 network that was measured. A run that was stopped goes on where it was.
 """
@@ -23,13 +25,14 @@ from core.evaluation import evaluate, logits, wilson
 from core.figure import Figure, Reference
 from core.layers import digest
 from core.localisation import localisation
-from core.method import Choice, Nested, brief
+from core.method import Choice, Nested, brief, from_dict
 from core.recipe import COMPRESSORS, Compressor, Recipe, compress
 from core.run import Run
 
 FORMAT = 1
 SPARSITIES = (0.1, 0.3, 0.5, 0.7, 0.9)
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "leaderboards"
+PRUNED = {"method": "prune-weights", "scope": "global"}  # what is trained again
 LOOK = {"method": "integrated-gradients", "steps": 16}  # by which agreement is measured
 AGREEMENT = ("spearman", "overlap")
 LOCALISATION = ("auc", "pointing_game", "mass_inside")
@@ -41,17 +44,29 @@ class Contestant:
     """A method, and what else tells it from its like."""
 
     label: str
-    step: Compressor
+    step: Compressor  # has a sparsity
+    after: Compressor | None = None  # trains what the step has left
 
 
-def contestants() -> list[Contestant]:
-    """Every one-shot method that has a sparsity to meet, with every option that it calls a variant."""
+def contestants(trained: bool = False) -> list[Contestant]:
+    """Every method that has a sparsity to meet, with every option that it calls a variant.
+
+    One-shot methods, or those that are `trained`: methods that train while they prune, and methods
+    that have no sparsity of their own behind `PRUNED`, which then stands there alone, too.
+    """
     found = []
     for name in COMPRESSORS:
         cls = COMPRESSORS[name]
-        if "sparsity" in cls.domains() and not cls.trains():
-            found += [Contestant(" · ".join([cls.label(), *words]), step) for words, step in _variants(cls())]
-    return found
+        if cls.trains() is trained and "sparsity" in cls.domains():
+            found += [Contestant(_label(cls, words), step) for words, step in _variants(cls())]
+        elif trained and cls.trains() and "objective" in cls.variants:
+            pruned = from_dict(COMPRESSORS, PRUNED)
+            found += [Contestant(_label(cls, words), pruned, step) for words, step in _variants(cls())]
+    return [Contestant("Pruned alone", from_dict(COMPRESSORS, PRUNED)), *found] if trained else found
+
+
+def _label(cls: type[Compressor], words: Sequence[str]) -> str:
+    return " · ".join([cls.label(), *words])
 
 
 def _variants(step: Compressor) -> Iterable[tuple[list[str], Compressor]]:
@@ -108,7 +123,7 @@ class Leaderboard:
     def table(self) -> pd.DataFrame:
         """One row per network; accuracy's interval (Wilson) holds the pictures' chance, not the seeds'."""
         rows = [row | _interval(row) for row in self.rows if not row["refused"]]
-        return pd.DataFrame(rows).drop(columns=["step", "network", "refused"], errors="ignore")
+        return pd.DataFrame(rows).drop(columns=["step", "after", "network", "refused"], errors="ignore")
 
     def standings(self) -> pd.DataFrame:
         """One row per contestant and sparsity: means over seeds, the interval around all of them."""
@@ -175,15 +190,17 @@ class Race:
         ]
         for entry, step, sparsity, seed in run.track(asked, "Comparing"):
             row = {"contestant": entry.label, "step": step.to_dict(), "asked": sparsity, "seed": seed}
+            if entry.after:
+                row["after"] = entry.after.to_dict()
             if _key(row) not in done:
                 run.report(0.0, f"{entry.label} at {sparsity:.0%}, seed {seed}")
-                self.board.add(row | self._result(step, seed, run))
+                self.board.add(row | self._result(step, entry.after, seed, run))
 
-    def _result(self, step: Compressor, seed: int, run: Run) -> dict[str, Any]:
+    def _result(self, step: Compressor, after: Compressor | None, seed: int, run: Run) -> dict[str, Any]:
         """What one recipe makes; of a network that was measured before, what was measured then."""
         try:
             with run.step(0, 2):
-                network, seconds = self._compress(step, seed, run)
+                network, seconds = self._compress(step, after, seed, run)
         except UnsupportedModelError as error:
             return {"refused": str(error), "network": ""}
         found = {"refused": "", "network": digest(network), "seconds": seconds}
@@ -193,14 +210,17 @@ class Race:
         with run.step(1, 2):
             return self._measure(network, run) | found
 
-    def _compress(self, step: Compressor, seed: int, run: Run) -> tuple[nn.Module, float]:
+    def _compress(
+        self, step: Compressor, after: Compressor | None, seed: int, run: Run
+    ) -> tuple[nn.Module, float]:
         """The compressed network, and the seconds it took; scores are computed once for all sparsities."""
         memory = ScoreMemory()
         if "criterion" in step.variants:
             memory = self._memories.setdefault((step.criterion, seed), memory)
             step = replace(step, criterion=memory.behind(step.criterion))
         start, spent = time.perf_counter(), memory.seconds
-        made = compress(self._bundle.module, self._setting, Recipe((step,), seed), run).model
+        recipe = Recipe((step, after) if after else (step,), seed)
+        made = compress(self._bundle.module, self._setting, recipe, run).model
         return made, round(time.perf_counter() - start + spent, 3)
 
     def _measure(self, network: nn.Module, run: Run) -> dict[str, Any]:
@@ -238,11 +258,11 @@ class Race:
         }
 
 
-_WHO = ("contestant", "step", "asked", "seed")
+_WHO = ("contestant", "step", "after", "asked", "seed")
 
 
 def _key(row: dict[str, Any]) -> str:
-    return json.dumps([row["step"], row["seed"]], sort_keys=True)
+    return json.dumps([row["step"], row.get("after"), row["seed"]], sort_keys=True)
 
 
 def _whole_lines(text: str) -> str:

@@ -1,7 +1,7 @@
 """The leaderboard: what it says of a network is what that network does, and nothing is measured twice."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pandas as pd
@@ -19,6 +19,7 @@ from core.layers import digest
 from core.leaderboard import LOOK, Contestant, Leaderboard, Race, contestants, figures, means_of, shipped
 from core.localisation import localisation
 from core.method import number
+from core.objective import OBJECTIVES
 from core.recipe import COMPRESSORS, Compressor, Recipe, compress
 from core.run import Run
 from core.weights import load_model
@@ -57,6 +58,35 @@ def test_every_one_shot_method_with_a_sparsity_competes_under_a_label_of_its_own
     assert filters == set(CRITERIA)
     single = {entry.step.criterion.name for entry in found if entry.step.name == "prune-weights"}
     assert single == {name for name in CRITERIA if CRITERIA[name].grain == "weight"}
+
+
+def test_what_trains_competes_apart_behind_the_same_pruning_or_while_it_prunes():
+    found = contestants(trained=True)
+    assert len({entry.label for entry in found}) == len(found)
+    alone, *others = found
+    assert (alone.label, alone.after) == ("Pruned alone", None)
+    assert all(entry.step == alone.step or entry.step.trains() for entry in others)
+    assert all(entry.after is None or entry.after.trains() for entry in others)
+    tuned = {entry.after.objective.name for entry in others if entry.after}
+    assert tuned == set(OBJECTIVES)
+    assert {entry.step.name for entry in others if not entry.after} == {
+        name
+        for name in COMPRESSORS
+        if "sparsity" in COMPRESSORS[name].domains() and COMPRESSORS[name].trains()
+    }
+
+
+def test_a_trained_row_is_the_pruned_network_trained_on(race, tiny_model, tiny_data, setting):
+    race = race()
+    entry = next(e for e in contestants(trained=True) if e.label == "Fine tuning · Labels")
+    race.go([contestants(trained=True)[0], entry], [0.5], [3], Run())
+    alone, tuned = race.board.rows
+    steps = replace(entry.step, sparsity=0.5), entry.after
+    network = compress(tiny_model, setting, Recipe(steps, 3)).model
+    assert (tuned["network"], tuned["after"]) == (digest(network), entry.after.to_dict())
+    assert alone["network"] != tuned["network"]
+    race.go([entry], [0.5], [3], Run())
+    assert len(race.board.rows) == 2
 
 
 def test_a_row_is_what_its_recipe_makes(race, tiny_model, tiny_data, setting):

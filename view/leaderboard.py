@@ -25,12 +25,18 @@ def boards() -> dict[str, Leaderboard]:
 
 def show(scene: Scene) -> None:
     """The methods measured on this network; the command that measures them where none were."""
-    st.html(charts.heading("Which method keeps most?", "measured beforehand, each on its own"))
-    board = boards().get(scene.key)
+    _board(scene, "Which method keeps most?", "measured beforehand, each on its own", "")
+    _board(scene, "What does training bring back?", "after the same pruning, measured beforehand", "trained")
+
+
+def _board(scene: Scene, question: str, note: str, kind: str) -> None:
+    st.html(charts.heading(question, note))
+    board = boards().get(f"{scene.key}--{kind}" if kind else scene.key)
     if board is None:
         words = ["python", "cli.py", "leaderboard", method_to_text(scene.bundle.architecture)]
+        words += ["--data", scene.bundle.dataset, *([f"--{kind}"] if kind else [])]
         st.caption("Nothing was measured for this network yet. In a shell, this does it:")
-        st.code(shlex.join([*words, "--data", scene.bundle.dataset]), language="sh", wrap_lines=True)
+        st.code(shlex.join(words), language="sh", wrap_lines=True)
         return
     about, table = board.about, board.standings()
     st.caption(
@@ -40,19 +46,20 @@ def show(scene: Scene) -> None:
     names = list(dict.fromkeys(table.contestant))
     means = means_of(table)
     kinds = [name.partition(" · ")[0] for name in means.index]
-    chosen = _choose(names, list(means.index[~pd.Series(kinds).duplicated()])[:MOST])
-    pictures.show(figures(board, chosen), "leaderboard")
+    best = list(means.index) if kind else list(means.index[~pd.Series(kinds).duplicated()])
+    chosen = _choose(names, best[:MOST], f"contestants{kind}")
+    pictures.show(figures(board, chosen), f"leaderboard{kind}")
 
 
-def _choose(names: list[str], best: list[str]) -> list[str]:
+def _choose(names: list[str], best: list[str], key: str) -> list[str]:
     """The contestants drawn as curves: the best of every method until a reader chooses."""
     kept = states.state().kept
-    chosen = [name for name in kept.get("contestants", best) if name in names]
-    held("contestants", chosen)
+    chosen = [name for name in kept.get(key, best) if name in names]
+    held(key, chosen)
 
     def choose() -> None:
         states.act()
-        kept["contestants"] = st.session_state["contestants"]
+        kept[key] = st.session_state[key]
 
-    st.multiselect("Drawn as curves", names, chosen, key="contestants", max_selections=MOST, on_change=choose)
+    st.multiselect("Drawn as curves", names, chosen, key=key, max_selections=MOST, on_change=choose)
     return chosen

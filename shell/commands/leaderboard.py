@@ -21,6 +21,9 @@ def leaderboard(
         list[str] | None,
         typer.Option(metavar="WORDS", help="Only those with this in their label; may be repeated"),
     ] = None,
+    trained: Annotated[
+        bool, typer.Option("--trained", help="Methods that train, behind pruning alone or while they prune")
+    ] = False,
     sparsity: Annotated[list[float] | None, typer.Option(min=0, max=1, help="May be repeated")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=99, help="How many, from 0 on")] = 3,
     images: Annotated[int, typer.Option(min=1, help="Test pictures for the accuracy, the first")] = 2000,
@@ -35,10 +38,10 @@ def leaderboard(
 
     use_threads(threads)
     bundle, dataset = load(model, data, weights)
-    name = f"{bundle.architecture.name}--{dataset.name}.jsonl"
+    name = f"{bundle.architecture.name}--{dataset.name}{'--trained' * trained}.jsonl"
     path = out or cache_directory() / "leaderboards" / name
     words = [word.lower() for word in only or [""]]
-    entries = [entry for entry in contestants() if any(word in entry.label.lower() for word in words)]
+    entries = [entry for entry in contestants(trained) if any(word in entry.label.lower() for word in words)]
     race = Race(bundle, dataset, path, images, explained)
     try:
         race.go(entries, sorted(set(sparsity or SPARSITIES)), range(seeds), run_with_progress())
