@@ -1,19 +1,26 @@
 """What became of a network's attribution maps: collapsed, beside those of the original, by picture."""
 
+import json
+import zipfile
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.bundles import Split
+from core.bundles import ModelBundle, Split
 from core.layers import private_copy
 from core.localisation import localisation
 from core.matching import cosine, dead, tap_of, view
 from core.run import Run
+from core.weights import read_model
 
 BATCH = 100  # pictures in one pass
+SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "matched"
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,3 +103,23 @@ def summary(table: pd.DataFrame) -> dict[str, float]:
 def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps (N, H, W) at the size of the picture, (N, 1, H', W'), bilinear."""
     return F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)
+
+
+# The networks that come with the program: pruned with and without their maps in mind
+
+
+def shipped() -> pd.DataFrame:
+    """One row per network in `assets/matched`: how it was made, and what was measured on test pictures.
+
+    `training` is "original" (one row), "naive" or "matched"; `sparsity` the share of the convolution
+    weights that is gone. The measures are those of `summary`, and `spearman`, the rank correlation of
+    integrated gradients. `recipe` is the JSON of the whole recipe.
+    """
+    return pd.DataFrame(json.loads((SHIPPED / "records.json").read_text(encoding="utf-8")))
+
+
+@cache
+def shipped_network(training: str, sparsity: float) -> ModelBundle:
+    """The network of one row of `shipped` but the original, read once per process and shared."""
+    with TemporaryDirectory() as folder, zipfile.ZipFile(SHIPPED / "networks.zip") as packed:
+        return read_model(Path(packed.extract(f"{training}-{sparsity:.2f}.safetensors", folder)))
