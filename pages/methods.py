@@ -27,6 +27,7 @@ with asks:
     )
     recipes.editor(scene)
     recipes.seed()
+    jobs.device()
     jobs.earlier(scene)
 with shows:
     found = recipes.outcome(scene)

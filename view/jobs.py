@@ -11,15 +11,18 @@ from core.figure import Figure
 from core.jobs import Job, Jobs, Order, Status
 from core.outcome import Outcome
 from core.recipe import Recipe
+from core.run import devices
 from view import engine, figures
 from view import state as states
 from view.charts import percent
 from view.engine import Scene
+from view.forms import held
 from view.shared import shared
 from view.url import steps_to_text
 
 POLL_S = 1.0
 LISTED = 12
+CURVES = 6  # of what was recorded
 STATES = {
     "waiting": "waiting",
     "running": "running",
@@ -40,7 +43,22 @@ def order(scene: Scene, recipe: Recipe) -> Order:
     """What a worker needs to know to carry `recipe` out on the network of `scene`."""
     found = engine.shelf()[scene.key]
     data = DATASETS[found.dataset]().to_dict()
-    return Order(found.model.to_dict(), data, str(found.path), recipe.to_json())
+    device = states.state().kept.get("device", "cpu")
+    return Order(found.model.to_dict(), data, str(found.path), recipe.to_json(), device)
+
+
+def device() -> None:
+    """Where to train, for those who have a choice."""
+    if len(devices()) == 1:
+        return
+    kept = states.state().kept
+    held("device", kept.get("device", "cpu"))
+
+    def choose() -> None:
+        states.act()
+        kept["device"] = st.session_state["device"]
+
+    st.selectbox("Train on", devices(), key="device", on_change=choose)
 
 
 def begin(scene: Scene, recipe: Recipe) -> None:
@@ -103,12 +121,14 @@ def _progress(job: Job) -> None:
 
 
 def _curves(history: Sequence[dict[str, float]], key: str) -> None:
-    """One figure of what methods recorded against the epoch or step; nothing where nothing was."""
-    table = pd.DataFrame(history)
-    shown = [name for name in ("loss", "validation_accuracy") if name in table]
-    if len(table) < 2 or "epoch" not in table or not shown:
+    """What was recorded of every epoch of every step that trains, each against the epoch."""
+    table = pd.DataFrame([row for row in history if "epoch" in row and "loss" in row])
+    if len(table) < 2:
         return
     table = table.assign(epoch=range(1, len(table) + 1))
+    first = [name for name in ("loss", "validation_accuracy") if name in table]
+    moving = [name for name in table if name not in ("epoch", *first) and table[name].nunique() > 1]
+    shown = [*first, *moving][:CURVES]
     figures.show([_curve(table.dropna(subset=name), name) for name in shown], f"job.{key}")
 
 

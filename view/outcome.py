@@ -78,7 +78,8 @@ def same_reason(scene: Scene, found: Outcome) -> None:
 
 def steps(found: Outcome) -> None:
     """The figures of every step, in order."""
-    for index, (step, shown) in enumerate(zip(found.recipe.steps, found.figures, strict=True)):
+    for index, shown in enumerate(found.figures):  # one that was stopped has fewer than it has steps
+        step = found.recipe.steps[index]
         if shown:
             st.html(charts.heading(f"{index + 1} · {step.label()}", "what this step did"))
             figures.show(shown, f"step.{index}.{step.name}")
