@@ -1,13 +1,10 @@
 """Recipes that train, carried out by processes of their own: begun, watched, cancelled, found again."""
 
-from collections.abc import Sequence
 from html import escape
 
-import pandas as pd
 import streamlit as st
 
 from core.bundles import DATASETS
-from core.figure import Figure
 from core.jobs import Job, Jobs, Order, Status
 from core.outcome import Outcome
 from core.recipe import Recipe
@@ -17,12 +14,12 @@ from view import state as states
 from view.charts import percent
 from view.engine import Scene
 from view.forms import held
+from view.history import curves
 from view.shared import shared
 from view.url import steps_to_text
 
 POLL_S = 1.0
 LISTED = 12
-CURVES = 6  # of what was recorded
 STATES = {
     "waiting": "waiting",
     "running": "running",
@@ -79,7 +76,8 @@ def outcome(scene: Scene, recipe: Recipe) -> Outcome | None:
         return None
     if status.state in ("failed", "lost"):
         st.error(f"{status.problem}.".replace("..", "."), icon=":material/error:")
-        _progress(job)
+        _progress(status)
+        figures.show(curves(job.history), "watched")
         return None
     if status.state == "cancelled":
         st.warning(
@@ -87,9 +85,7 @@ def outcome(scene: Scene, recipe: Recipe) -> Outcome | None:
         )
         if not (job.folder / "report.json").exists():
             return None
-    found = _finished(job.id, status.ended)
-    _curves(found.history, "history")
-    return found
+    return _finished(job.id, status.ended)
 
 
 @shared(6)
@@ -103,39 +99,21 @@ def _watch(job: Job) -> None:
 
     @st.fragment(run_every=POLL_S)
     def watch() -> None:
-        if job.status.over:
+        status = job.status
+        if status.over:
             st.rerun(scope="app")
-        _progress(job)
-        over = job.status.state == "stopping"
-        st.button("Cancel", icon=":material/stop:", on_click=job.cancel, key="job.cancel", disabled=over)
+        _progress(status)
+        stopping = status.state == "stopping"
+        st.button("Cancel", icon=":material/stop:", on_click=job.cancel, key="job.cancel", disabled=stopping)
+        figures.show(curves(job.history), "watched")
 
     watch()
 
 
-def _progress(job: Job) -> None:
-    status = job.status
+def _progress(status: Status) -> None:
     left = f" · about {_duration(status.remaining_s)} left" if status.remaining_s is not None else ""
     spent = f" · {_duration(status.seconds)} so far" if status.began and not status.over else ""
     st.progress(status.fraction, f"{status.message}{spent}{left}")
-    _curves(job.history, "watched")
-
-
-def _curves(history: Sequence[dict[str, float]], key: str) -> None:
-    """What was recorded of every epoch of every step that trains, each against the epoch."""
-    table = pd.DataFrame([row for row in history if "epoch" in row and "loss" in row])
-    if len(table) < 2:
-        return
-    table = table.assign(epoch=range(1, len(table) + 1))
-    first = [name for name in ("loss", "validation_accuracy") if name in table]
-    moving = [name for name in table if name not in ("epoch", *first) and table[name].nunique() > 1]
-    shown = [*first, *moving][:CURVES]
-    figures.show([_curve(table.dropna(subset=name), name) for name in shown], f"job.{key}")
-
-
-def _curve(table: pd.DataFrame, name: str) -> Figure:
-    title, values = name.replace("_", " ").capitalize(), table[name]
-    words = f"{title} went from {values.iloc[0]:.3g} to {values.iloc[-1]:.3g} in {len(values)} epochs."
-    return Figure(title, words, table, "epoch", name, percent=frozenset({name} & {"validation_accuracy"}))
 
 
 def earlier(scene: Scene) -> None:

@@ -17,6 +17,7 @@ from view import carried, charts, figures, forms, latency, maps, reasons, result
 from view import state as states
 from view.charts import Card
 from view.engine import Scene
+from view.history import curves
 from view.progress import visible_run
 from view.url import method_to_text
 
@@ -33,6 +34,7 @@ def show(scene: Scene, found: Outcome, stale: bool) -> None:
     with st.popover("Export", icon=":material/download:"):
         exports(scene, found)
     same_reason(scene, found)
+    training(found)
     steps(found)
     inside(scene, found)
 
@@ -74,6 +76,13 @@ def same_reason(scene: Scene, found: Outcome) -> None:
     diagonal = math.hypot(*scene.data.shape[1:])
     st.html(reasons.comparison(scene, pair, "shared", "map"))
     st.columns([3, 2])[0].html(reasons.scores(pair.agreement, None, None, diagonal))
+
+
+def training(found: Outcome) -> None:
+    """How it went, where a step trained."""
+    if shown := curves(found.history):
+        st.html(charts.heading("How did the training go?", "epoch by epoch, all steps"))
+        figures.show(shown, "history")
 
 
 def steps(found: Outcome) -> None:
