@@ -1,4 +1,4 @@
-"""Pools of pictures of unknown kind, made from what is at hand, so that what is chosen from them can be judged."""
+"""Pools of pictures of unknown kind, made from what is at hand, so that a choice can be judged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -37,11 +37,17 @@ class Pool:
 
 
 def divide(train: Split, per_class: int) -> tuple[Split, Split]:
-    """`per_class` pictures of every class drawn, at most half of a class, and the rest, held back."""
+    """`per_class` pictures of every class drawn, at most half of a class, and the rest, held back.
+
+    Raises:
+        ParameterError: no class has two pictures.
+    """
     kept = torch.zeros(len(train), dtype=torch.bool)
     for label in train.labels.unique():
         members = (train.labels == label).nonzero()[:, 0]
         kept[members[torch.randperm(len(members))[: min(per_class, len(members) // 2)]]] = True
+    if not kept.any():
+        raise ParameterError("pool: must have a class of at least two training pictures, got none")
     return train.take(kept.nonzero()[:, 0]), train.take((~kept).nonzero()[:, 0])
 
 
@@ -50,17 +56,17 @@ def mixed(inside: Split, outside: Mapping[str, Tensor], size: int, share: float)
 
     `outside` maps an origin to pixels (n, C, H, W). The pool is as large as the pictures allow at that share.
 
+    It has at least one picture of each kind.
+
     Raises:
-        ParameterError: it would have no picture inside or none outside.
+        ParameterError: there are not enough pictures for that.
     """
     parts = {name: pixels[torch.randperm(len(pixels))] for name, pixels in outside.items()}
     room = [len(inside) / share] + [len(p) * len(parts) / (1 - share) for p in parts.values()]
     size = int(min(size, *room))
-    many = round(share * size)
-    if not 0 < many < size:
-        raise ParameterError(
-            f"pool: must have pictures inside and outside of the domain, got {many} of {size} inside"
-        )
+    if size < 2:
+        raise ParameterError(f"pool: must have at least two pictures at a share of {share:g}, got {size}")
+    many = min(max(round(share * size), 1), size - 1)
     counts = [len(part) for part in torch.arange(size - many).tensor_split(len(parts))]
     chosen = [inside.pixels[torch.randperm(len(inside))[:many]]]
     chosen += [pixels[:count] for pixels, count in zip(parts.values(), counts, strict=True)]
@@ -111,7 +117,7 @@ def turned(held: Split, count: int) -> Tensor:
 
 
 def adapted(pixels: Tensor, like: Split) -> Tensor:
-    """Pictures of another data set, (n, c, h, w) uint8, in the shape of `like`: resized, grey or in colour."""
+    """Pictures (n, c, h, w) uint8 of another data set in the shape of `like`: resized, grey or colour."""
     channels, height, width = like.pixels.shape[1:]
     values = pixels.float()
     if values.shape[1] != channels:

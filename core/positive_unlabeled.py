@@ -1,11 +1,10 @@
-"""Learning from positive and unlabelled examples: risks, a classifier of pooled features, the share of positives,
-and distillation that holds for a whole neighbourhood of class weights.
+"""Learning from positive and unlabelled examples, and distillation at the worst of similar class weights.
 
 Letters: P positive and U unlabelled examples, C features, K classes, g a score, in-domain where g > 0.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -317,7 +316,7 @@ def class_weights(probabilities: Tensor) -> Tensor:
 
 
 def worst_weights(weights: Tensor, losses: Tensor, epsilon: float) -> Tensor:
-    """The weights (K,) within `epsilon` of `weights`, of equal sum, at which sum(weights * losses) is largest.
+    """Of weights (K,) within `epsilon` of `weights`, of equal sum, those with the largest weighted loss.
 
     Exact: the larger half of the classes' losses (K,) gains epsilon and the smaller half loses it;
     of an odd number the middle one stays.
@@ -366,23 +365,35 @@ def robust_loss(
 
 
 class RobustDistillation(Task):
-    """Follow the teacher on pictures without labels, at the worst class weights near the given ones."""
+    """Follow the teacher on pictures without labels, at the worst class weights near the given ones.
+
+    `notes` are recorded with every epoch.
+    """
 
     def __init__(
-        self, teacher: nn.Module, weights: Tensor, epsilon: float, temperature: float, official: bool
+        self,
+        teacher: nn.Module,
+        weights: Tensor,
+        epsilon: float,
+        temperature: float = 1.0,
+        *,
+        official: bool = False,
+        notes: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         require_epsilon(weights, epsilon)
-        self.teacher, self.weights = teacher, weights.to(next(teacher.parameters()).device)
-        self.epsilon, self.temperature = epsilon, temperature
-        self.drawn = epsilon * torch.rand(len(weights)).to(self.weights) if official else None
+        self._teacher, self._notes = teacher, dict(notes or {})
+        self._weights = weights.to(next(teacher.parameters()).device)
+        self._neighbourhood = epsilon, temperature
+        self._drawn = epsilon * torch.rand(len(weights)).to(self._weights) if official else None
 
     def terms(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            answers = self.teacher(images)
-        student = model(images).float()
-        own, none = (self.weights, self.epsilon, self.temperature), torch.zeros_like(self.weights)
-        loss = robust_loss(student, answers.float(), *own, drawn=self.drawn)
-        with torch.no_grad():
-            plain = robust_loss(student, answers.float(), *own, drawn=none)
-        return {"loss": loss, "without_worst_case": plain}
+            teacher = self._teacher(images).float()
+        student, (epsilon, temperature) = model(images).float(), self._neighbourhood
+        worst = robust_loss(student, teacher, self._weights, epsilon, temperature, self._drawn)
+        plain = robust_loss(student.detach(), teacher, self._weights, 0.0, temperature)
+        return {"loss": worst, "without_worst_case": plain}
+
+    def observed(self) -> dict[str, float]:
+        return self._notes

@@ -1,4 +1,4 @@
-"""Risks, gate, prior, class weights and robust distillation against known answers; what is selected, and from what."""
+"""Risks, gate, prior, class weights and robust distillation against known answers; what is chosen."""
 
 import math
 from dataclasses import replace
@@ -10,7 +10,6 @@ from tiny import CLASSES, TinyResNet, quadrants
 from torch import nn
 from torch.nn import functional as F
 
-from core.bundles import Setting
 from core.errors import ParameterError, UnsupportedModelError
 from core.layers import private_copy
 from core.pools import adapted, blends, divide, mixed, noise, shared_pictures, textures, turned
@@ -48,7 +47,7 @@ def scores(pair: tuple[list, list]) -> list[torch.Tensor]:
 
 
 def gaussians(seed: int, positives: int, unlabelled: int, prior: float, apart: float = 3.0, width: int = 6):
-    """Features (P, C) and (U, C) and the truth (U,): two normal clouds, `apart` deviations from each other."""
+    """Features (P, C) and (U, C) and the truth (U,): two normal clouds, `apart` deviations apart."""
     random = torch.Generator().manual_seed(seed)
     truth = torch.rand(unlabelled, generator=random) < prior
     shift = torch.full((width,), apart / width**0.5)
@@ -89,10 +88,8 @@ def test_gradients_equal_the_derivatives_written_out(pair):
     """d/dz of l(z) is -l(z) l(-z); both branches, to 1e-8."""
     positive, unlabelled = given = scores(pair)
     slope_p, slope_u = (torch.sigmoid(g) * torch.sigmoid(-g) / len(g) for g in given)
-    if pair is FIRST:  # pi R_P+ + R_U- - pi R_P-
-        expected = [-2 * 0.4 * slope_p, slope_u]
-    else:  # -(R_U- - pi R_P-)
-        expected = [0.4 * slope_p, -slope_u]
+    whole, corrected = [-2 * 0.4 * slope_p, slope_u], [0.4 * slope_p, -slope_u]
+    expected = whole if pair is FIRST else corrected
     found = torch.autograd.grad(nnpu_risk(positive, unlabelled, 0.4).objective, given)
     assert all(torch.allclose(a, b, atol=1e-8) for a, b in zip(found, expected, strict=True))
 
@@ -200,11 +197,11 @@ def test_features_are_the_means_of_every_stage(tiny_model, tiny_data):
 def test_a_teacher_without_enough_feature_maps_is_refused(tiny_data):
     split = tiny_data.train.take(slice(0, 2))
     one = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))
-    with pytest.raises(UnsupportedModelError, match="must have feature maps of 2 .* got 1; .*last-stage"):
+    with pytest.raises(UnsupportedModelError, match=r"must have feature maps of 2 .* got 1; .*last-stage"):
         pooled_features(one, split, "multi-scale", Run())
     assert pooled_features(one, split, "last-stage", Run()).shape == (2, 4)
     none = nn.Sequential(nn.Flatten(), nn.Linear(768, CLASSES))
-    with pytest.raises(UnsupportedModelError, match="must have feature maps of 1 .* got 0$"):
+    with pytest.raises(UnsupportedModelError, match=r"must have feature maps of 1 .* got 0$"):
         pooled_features(none, split, "last-stage", Run())
 
 
@@ -320,7 +317,7 @@ def test_an_estimated_share_can_be_used_as_one():
     far = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     assert estimated_prior(far + 50, far) == 0.01
     assert 0.5 < estimated_prior(far, far) <= 0.99
-    with pytest.raises(ParameterError, match="must be given where there are fewer than 3 .* got 2 and 50"):
+    with pytest.raises(ParameterError, match=r"must be given where there are fewer than 3 .* got 2 and 50"):
         estimated_prior(far[:2], far)
 
 
@@ -396,7 +393,7 @@ def test_temperature_counts_squared():
 
 
 def test_of_the_official_pair_the_increased_weights_always_win():
-    """Its perturbation is never negative, so that its worst case is a constant: that is why it is not ours."""
+    """Its perturbation is never negative, so its worst case is a constant: why it is not ours."""
     for seed in range(20):
         random = torch.Generator().manual_seed(seed)
         student, teacher = torch.randn(2, 6, 3, generator=random, dtype=torch.float64)
@@ -421,7 +418,7 @@ def test_a_temperature_of_zero_is_refused(temperature):
 @pytest.mark.parametrize("official", [False, True])
 def test_the_task_records_what_the_worst_case_adds(tiny_model, tiny_data, official):
     images, labels = tiny_data.train.images, tiny_data.train.labels
-    task = RobustDistillation(private_copy(tiny_model), torch.ones(CLASSES), 0.5, 2.0, official)
+    task = RobustDistillation(private_copy(tiny_model), torch.ones(CLASSES), 0.5, 2.0, official=official)
     torch.manual_seed(1)
     terms = task.terms(TinyResNet().eval(), images, labels)
     assert terms["loss"] > terms["without_worst_case"] > 0
@@ -448,8 +445,10 @@ def test_a_pool_has_the_share_that_was_asked_for_and_tells_where_pictures_came_f
 
 def test_a_pool_without_one_of_the_kinds_is_refused(tiny_data):
     few = tiny_data.train.take(slice(0, 1))
-    with pytest.raises(ParameterError, match="inside and outside of the domain, got 0 of"):
-        mixed(few, {"noise": noise(few, 9)}, 3, 0.1)
+    with pytest.raises(ParameterError, match=r"at least two pictures at a share of 0\.95, got 1"):
+        mixed(few, {"noise": noise(few, 9)}, 30, 0.95)
+    with pytest.raises(ParameterError, match="a class of at least two training pictures, got none"):
+        divide(few, 3)
 
 
 def test_positives_and_the_rest_are_all_there_is(tiny_data):
