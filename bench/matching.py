@@ -4,7 +4,6 @@ python -m bench.matching digits     the shipped small CNN on Cluttered digits, 9
 python -m bench.matching shapes     the same on made shapes, with networks trained here: three minutes
 python -m bench.matching students   students of a quarter of the channels, on those shapes: three minutes
 python -m bench.matching imagenet   SqueezeNet 1.1 on real pictures (--weights FILE): eight minutes
-python -m bench.matching ship       the networks in assets/matched: ten minutes
 
 Prints a row per seed and variant, and their means. Minutes are those of one processor thread.
 """
@@ -14,6 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from core.agreement import agreement
 from core.as_json import to_json
-from core.attribution import ATTRIBUTIONS, explain
+from core.attribution import ATTRIBUTIONS, answers, explain
 from core.bundles import MODELS, DatasetBundle, Setting, Split
 from core.drift import drift, look, summary
 from core.recipe import COMPRESSORS, Compressor, Recipe, compress
@@ -36,6 +36,10 @@ COLUMNS = ("accuracy", "auc", "pointing_game", "mass_inside", "cosine", "spearma
 PRUNED = {"sparsity": 0.97, "rounds": 4, "epochs": 3, "images": 2048, "learning_rate": 0.1}
 TAUGHT = {"epochs": 10, "images": 2048, "learning_rate": 0.05, "schedule": "one-cycle"}
 SMALL = {"crop": 0, "batch_size": 64}  # for the shapes
+REAL = {  # for real pictures
+    **{"sparsity": 0.6, "rounds": 2, "epochs": 2, "images": 300, "batch_size": 16, "learning_rate": 0.002},
+    **{"weight_decay": 2e-4, "crop": 8, "flip": True},
+}
 SOFT = {"share": 0.9, "temperature": 4.0}  # of distillation
 
 
@@ -61,11 +65,21 @@ MAKE = {"pruned": pruned, "taught": taught}
 
 def measure(network: nn.Module, teacher: nn.Module, test: Split) -> dict[str, float]:
     """What became of accuracy and maps, on test pictures; `spearman` is that of integrated gradients."""
+    return summary(drifted(network, teacher, test)) | {"spearman": elsewhere(network, teacher, test)}
+
+
+def drifted(network: nn.Module, teacher: nn.Module, test: Split) -> pd.DataFrame:
     original = look(teacher, test)
-    found = summary(drift(original, look(network, test, original.classes), test))
-    some, method = test.take(slice(EXPLAINED)), ATTRIBUTIONS["integrated-gradients"](steps=16)
-    maps = [explain(net, method, some.images, original.classes[:EXPLAINED]) for net in (teacher, network)]
-    return found | {"spearman": agreement(*maps).means()["spearman"]}
+    return drift(original, look(network, test, original.classes), test)
+
+
+def elsewhere(network: nn.Module, teacher: nn.Module, test: Split, count: int = EXPLAINED) -> float:
+    """Mean rank correlation with the teacher's maps by a method that no training used."""
+    images, method = test.take(slice(count)).images, ATTRIBUTIONS["integrated-gradients"](steps=16)
+    classes = answers(teacher, images).argmax(dim=1)
+    return agreement(*(explain(net, method, images, classes) for net in (teacher, network))).means()[
+        "spearman"
+    ]
 
 
 def compare(
@@ -166,6 +180,51 @@ def _inside(shape: str, y: Tensor, x: Tensor, radius: float) -> Tensor:
     }[shape]
 
 
+def imagenet(weights: Path, seeds: int) -> pd.DataFrame:
+    """SqueezeNet 1.1 on 300 pictures, measured on 300 others, with differences and their 95 % intervals."""
+    bundle = load_model("torchvision:network=squeezenet1_1", "imagenet-val650", weights)
+    data, teacher = load_dataset("imagenet-val650"), bundle.module
+    parts = [getattr(data, name) for name in ("train", "validation", "test")]
+    train = joined(parts[0], parts[1], parts[2].take(slice(40)))  # 300
+    setting = Setting(train, parts[2].take(slice(40, 90)), teacher)
+    test, rows = parts[2].take(slice(90, None)), []
+    rows.append({"variant": "original", "seed": 0, **summary(drifted(teacher, teacher, test))})
+    for seed in range(seeds):
+        tables = {}
+        for name in ("none", "SWA"):
+            start = time.monotonic()
+            made = compress(teacher, setting, Recipe(pruned({"variant": name}, **REAL), seed)).model
+            tables[name] = drifted(made, teacher, test)
+            row = {"variant": name, "seed": seed, **summary(tables[name])}
+            row["spearman"] = elsewhere(made, teacher, test, 16)
+            rows.append(row | {"seconds": time.monotonic() - start})
+            say(rows[-1])
+        rows.append({"variant": "SWA - none", "seed": seed, **differences(*tables.values())})
+        say(rows[-1] | {"seconds": 0})
+    return pd.DataFrame(rows)
+
+
+def joined(*parts: Split) -> Split:
+    tensors = ("pixels", "labels", "masks")
+    return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors})
+
+
+def differences(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
+    """Means of `second` minus `first`, picture by picture, with half the width of the 95 % interval.
+
+    Of the pictures that the original and both networks answer rightly; accuracy of all.
+    """
+    tables = [table.assign(right=1.0 * (table.answer_after == table.label)) for table in (first, second)]
+    both = (tables[0].right * tables[1].right * (first.answer_before == first.label)).astype(bool)
+    found = {"pairs": int(both.sum())}
+    columns = {"auc": "auc_after", "pointing_game": "hit_after", "mass_inside": "mass_after"}
+    for name, column in {"accuracy": "right", "cosine": "cosine", **columns}.items():
+        some = slice(None) if name == "accuracy" else both
+        moved = (tables[1][column] - tables[0][column])[some].dropna()
+        found |= {name: moved.mean(), f"{name}_within": 1.96 * moved.sem()}
+    return found
+
+
 def say(row: Mapping[str, Any]) -> None:
     shown = " ".join(f"{name} {row[name]:.3f}" for name in COLUMNS if name in row)
     print(
@@ -181,8 +240,9 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     top = argparse.ArgumentParser(prog="python -m bench.matching", description=__doc__.splitlines()[0])
-    top.add_argument("part", choices=("digits", "shapes", "students"))
+    top.add_argument("part", choices=("digits", "shapes", "students", "imagenet"))
     top.add_argument("--seeds", type=int, default=3)
+    top.add_argument("--weights", type=Path, help="imagenet: the file with SqueezeNet's weights")
     top.add_argument("--json", type=Path, help="also write the rows to this file")
     options = top.parse_args()
     torch.set_num_threads(1)
@@ -190,6 +250,7 @@ def main() -> None:
         "digits": lambda: compare("pruned", shipped(options.seeds)),
         "shapes": lambda: compare("pruned", shapes(options.seeds), **SMALL, epochs=2, learning_rate=0.01),
         "students": lambda: compare("taught", shapes(options.seeds), **SMALL),
+        "imagenet": lambda: imagenet(options.weights, options.seeds),
     }[options.part]()
     print(f"{options.part}, mean of {options.seeds} seeds", means(table).to_string(), sep="\n")
     if options.json:

@@ -183,7 +183,7 @@ def test_the_slope_of_the_loss_is_that_of_finite_differences_through_the_slopes_
     head = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
     )
-    nn.Sequential(body, head).double()
+    body.double(), head.double()
     images, wanted = torch.randn(3, 1, 6, 6).double(), torch.rand(3, 6, 6).double()
     classes, weight = torch.tensor([0, 1, 1]), body[0].weight
 
@@ -394,6 +394,18 @@ def test_what_is_gone_stays_gone_through_momentum_decay_and_later_rounds(setting
         assert int((~mask).sum()) == round(sparsity * mask.numel())
     assert not (left[1] & ~left[0]).any()
     assert not (left[2] & ~left[1]).any()
+
+
+def test_steps_carried_out_one_by_one_make_what_one_recipe_makes(setting):
+    """So the networks on the way have recipes, too: step t of a recipe has the seed of the recipe + t."""
+    steps = [
+        COMPRESSORS["iterative-pruning"](sparsity=s, rounds=1, epochs=1, batch_size=16, objective=matching())
+        for s in (0.5, 0.8)
+    ]
+    model = setting.teacher
+    for index, step in enumerate(steps):
+        model = compress(model, setting, Recipe((step,), 5 + index)).model
+    assert same(model, compress(setting.teacher, setting, Recipe(tuple(steps), 5)).model)
 
 
 def test_one_threshold_serves_all_convolutions_and_the_smallest_go(setting):
