@@ -1,21 +1,20 @@
 """Layer removal: whole residual blocks become the identity."""
 
-import copy
 import math
-from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
+from core.blocks import residual_blocks
 from core.bundles import Setting, Split
 from core.criterion import CRITERIA, Criterion, Scores
 from core.cutting import replace_layer
 from core.errors import ParameterError, UnsupportedModelError
-from core.layers import private_copy, prunable, require_prunable
+from core.layers import private_copy, require_prunable
 from core.method import choice, nested, number, per_layer
 from core.recipe import COMPRESSORS, Compressor
 from core.registry import unknown
@@ -101,19 +100,6 @@ class LayerRemoval(Compressor):
         return {name: _mean_score(name, scores) for name in names}
 
 
-def residual_blocks(model: nn.Module, images: Tensor) -> list[str]:
-    """The blocks of `model` that can become the identity, in order of definition; `images` (N, C, H, W).
-
-    Decided by trial: a module with layers in it, called with one tensor, is such a block if with
-    all its parameters at zero it returns any non-negative input of that shape unchanged. Of nested
-    modules, such as a stage of nothing but such blocks, the innermost count.
-    """
-    network = private_copy(model, next(model.parameters()).device.type)
-    shapes = _input_shapes(network, images)
-    found = [name for name, shape in shapes.items() if _returns_input(network.get_submodule(name), shape)]
-    return [name for name in found if not any(inner.startswith(f"{name}.") for inner in found)]
-
-
 def remove_blocks(model: nn.Module, names: Iterable[str]) -> None:
     """Put the identity in the place of the modules in `names`."""
     for name in names:
@@ -148,42 +134,3 @@ def _mean_score(block: str, scores: Scores) -> float:
     """Mean over the filters of all layers in `block`."""
     inside = [score.flatten() for name, score in scores.items() if name.startswith(f"{block}.")]
     return torch.cat(inside).float().mean().item()
-
-
-def _input_shapes(network: nn.Module, images: Tensor) -> dict[str, torch.Size]:
-    """Module -> the shape of its only input, of modules with layers in them that are called once."""
-    shapes: dict[str, torch.Size] = {}
-    calls: Counter[str] = Counter()
-
-    def entered(name: str):
-        def hook(module, args, kwargs):
-            calls[name] += 1
-            if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-                shapes[name] = args[0].shape
-
-        return hook
-
-    composed = {name: m for name, m in network.named_modules() if name and any(True for _ in m.children())}
-    handles = [
-        module.register_forward_pre_hook(entered(name), with_kwargs=True)
-        for name, module in composed.items()
-        if prunable(module)
-    ]
-    value = next(network.parameters())
-    with torch.no_grad():
-        network(images.to(value.device, value.dtype))
-    for handle in handles:
-        handle.remove()
-    return {name: shapes[name] for name in composed if name in shapes and calls[name] == 1}
-
-
-@torch.no_grad()
-def _returns_input(block: nn.Module, shape: torch.Size) -> bool:
-    """Is the output the input, once every parameter is zero?"""
-    block = copy.deepcopy(block)
-    for value in block.parameters():
-        value.zero_()
-    value = next(block.parameters())
-    inputs = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(value)
-    output = block(inputs.clone())
-    return isinstance(output, Tensor) and output.shape == shape and torch.equal(output, inputs)
