@@ -125,8 +125,8 @@ SHAPES = ("square", "disc", "triangle", "cross", "ring", "stripes")
 def shape_data(seed: int, side: int = 32) -> DatasetBundle:
     """Grey pictures of one shape over noise and bright straight lines, with the shape's pixels as mask."""
     random = torch.Generator().manual_seed(seed)
-    parts = {name: _shapes(count, side, random) for name, count in (("train", 2000), ("validation", 300))}
-    parts["test"] = _shapes(500, side, random)
+    parts = {name: made_shapes(count, side, random) for name, count in (("train", 2000), ("validation", 300))}
+    parts["test"] = made_shapes(500, side, random)
     grey = parts["train"][0]
     low, reach = grey.min(), grey.max() - grey.min()
     mean, std = (((value - shift) / reach).item() for value, shift in ((grey.mean(), low), (grey.std(), 0)))
@@ -143,7 +143,7 @@ def shape_data(seed: int, side: int = 32) -> DatasetBundle:
     return DatasetBundle(name="shapes", classes=SHAPES, licence="made here", source="made here", **splits)
 
 
-def _shapes(count: int, side: int, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def made_shapes(count: int, side: int, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Pictures (N, S, S), labels (N,) and masks (N, S, S)."""
 
     def uniform(low: float, high: float) -> float:

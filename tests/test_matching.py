@@ -1,17 +1,21 @@
 """Attribution matching against numbers computed by hand, Captum, finite differences and plain training."""
 
 import copy
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from tiny import CLASSES, TinyResNet
 from torch import Tensor, nn
 
+from bench.matching import SHAPES, differences, made_shapes
 from core.bundles import Setting
-from core.drift import drift, look, summary
+from core.drift import SHIPPED, drift, look, shipped, shipped_network, summary
 from core.errors import ParameterError, Stopped, UnsupportedModelError
+from core.evaluation import evaluate
 from core.layers import private_copy, prunable
 from core.matching import (
     collapse,
@@ -476,3 +480,77 @@ def test_matched_networks_keep_the_originals_maps_and_naive_ones_do_not():
         found[variant] = summary(drift(original, look(model, test, original.classes), test))
     assert found["SWA"]["cosine"] > found["none"]["cosine"] + 0.05
     assert found["SWA"]["accuracy"] > 0.3  # neither is a network that answers at random
+
+
+# ---------------------------------------------------------------------- what comes with the program
+
+
+def test_shipped_networks_are_those_of_their_records():
+    table = shipped()
+    assert set(table.training) == {"original", "naive", "matched"}
+    for training in ("naive", "matched"):
+        rows = table[table.training == training]
+        assert rows.sparsity.tolist() == [0.5, 0.75, 0.9, 0.97]
+        for row in rows.itertuples():
+            bundle = shipped_network(training, row.sparsity)
+            assert bundle is shipped_network(training, row.sparsity)  # read once
+            assert (bundle.architecture.name, bundle.dataset) == (row.model, row.data)
+            assert bundle.provenance["compressed_by"] == row.recipe
+            assert Recipe.from_json(json.dumps(row.recipe)).steps[-1].sparsity == row.sparsity
+            gone = (convolutions(bundle.module) == 0).double().mean().item()
+            assert gone == pytest.approx(row.sparsity, abs=1e-3)
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 1.5e6
+
+
+def test_shipped_networks_measure_what_their_records_say():
+    """The pair that had most to lose: accuracy on all test pictures, maps on some of them."""
+    table, data = shipped().set_index(["training", "sparsity"]), load_dataset("cluttered-digits")
+    some = data.test.take(slice(0, 150))
+    original = look(load_model("resnet20", "cluttered-digits").module, some)
+    for training in ("naive", "matched"):
+        row, network = table.loc[training, 0.97], shipped_network(training, 0.97).module
+        assert evaluate(network, data.test).accuracy == pytest.approx(row.accuracy, abs=2e-3)
+        found = summary(drift(original, look(network, some, original.classes), some))
+        assert found["cosine"] == pytest.approx(row.cosine, abs=0.03)
+
+
+def test_shipped_pairs_differ_in_their_maps_rather_than_in_their_answers():
+    table = shipped().set_index(["training", "sparsity"])
+    for sparsity in (0.9, 0.97):
+        naive, matched = table.loc["naive", sparsity], table.loc["matched", sparsity]
+        assert abs(naive.accuracy - matched.accuracy) < 0.02
+        assert matched.cosine > naive.cosine
+        assert matched.auc > naive.auc
+
+
+# ------------------------------------------------------------------------------------ measurements
+
+
+def test_made_shapes_are_bright_where_their_masks_are():
+    pictures, labels, masks = made_shapes(60, 32, torch.Generator().manual_seed(0))
+    assert labels.unique().tolist() == list(range(len(SHAPES)))
+    sizes = masks.flatten(1).sum(1)
+    assert ((sizes > 12) & (sizes < 14**2)).all()
+    inside, outside = ((pictures * m).flatten(1).sum(1) / m.flatten(1).sum(1) for m in (masks, ~masks))
+    assert ((inside - outside) > 0.3).float().mean() > 0.95
+
+
+def test_differences_are_those_of_the_pictures_that_all_answer_rightly():
+    base = {
+        "label": [0, 1, 0, 1],
+        "answer_before": [0, 1, 0, 0],
+        "mass_after": [0.5] * 4,
+        "hit_after": [1.0] * 4,
+    }
+    first = pd.DataFrame(
+        base | {"answer_after": [0, 1, 1, 1], "auc_after": [0.5, 0.7, 0.9, 0.9], "cosine": 0.5}
+    )
+    second = pd.DataFrame(
+        base | {"answer_after": [0, 1, 0, 1], "auc_after": [0.6, 0.9, 0.1, 0.1], "cosine": 0.7}
+    )
+    found = differences(first, second)
+    assert found["pairs"] == 2
+    assert found["accuracy"] == 0.25
+    assert found["auc"] == pytest.approx(0.15)
+    assert found["auc_within"] == pytest.approx(1.96 * 0.05)
+    assert found["cosine"] == pytest.approx(0.2)
