@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import ROOT
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -38,6 +39,17 @@ def test_a_recipe_reads_back_as_it_was_and_spells_everything_out():
 def test_what_a_person_leaves_out_keeps_its_default():
     text = '{"format": 1, "steps": [{"method": "prune-weights", "criterion": "snip"}]}'
     assert Recipe.from_json(text) == Recipe((PruneWeights(criterion="snip"),), seed=0)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "recipes").glob("*.json")), ids=lambda p: p.stem)
+def test_the_recipes_of_the_documents_are_carried_out_from_one_untouched_teacher(path, tiny_model, setting):
+    recipe = Recipe.from_json(path.read_text())
+    before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+    result = compress(tiny_model, setting, recipe)
+    assert result.finished
+    assert result.model(setting.validation.images).isfinite().all()
+    assert sum(p.numel() for p in result.model.parameters()) < sum(p.numel() for p in tiny_model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())
 
 
 @pytest.mark.parametrize(
