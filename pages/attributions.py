@@ -12,7 +12,7 @@ import streamlit as st
 NOTE = "A is the original network, B the one your plan makes"
 st.html(f'<div class="ps-head"><h2>Same answer, same reason?</h2><span>{NOTE}</span></div>')
 
-from view import charts, engine, maps, reasons
+from view import charts, engine, maps, matched, reasons
 from view import state as states
 from view.progress import visible_run
 
@@ -48,6 +48,9 @@ with agreed:
         with visible_run("Random floor and noise ceiling") as run:
             bounds = maps.bounds(scene, method, [scene.image], reasons.class_of(pair), run)
     st.html(reasons.scores(pair.agreement, *bounds, diagonal))
+
+with visible_run("Naive and matched") as run:
+    matched.show(scene, method, reasons.target(scene), run)
 
 st.html(
     charts.heading("Same answer, most different reason", f"among {SEARCHED} pictures on which A and B agree")

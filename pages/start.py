@@ -14,7 +14,7 @@ st.html(
 opening = st.container(border=True, key="opening")
 
 from view import charts, engine, findings, lessons
-from view.progress import watched
+from view.progress import visible_run, watched
 
 scene = engine.default()
 with opening:
@@ -22,6 +22,12 @@ with opening:
     with left:
         result = st.empty()
         result.html('<p class="ps-lede">Measuring ...</p>')
+st.html(
+    charts.heading(
+        "Training brings the answers back. And the reasons?", "pruned and trained again, in two ways"
+    )
+)
+second = st.container(border=True, key="second")
 st.html(charts.heading("Four things to try", "each opens a page; Back returns here"))
 lessons.cards(scene)
 
@@ -32,3 +38,12 @@ nouns = lessons.nouns(scene, found)
 with left:
     frame.goto(lessons.ATTRIBUTIONS, "See this picture in full", icon=":material/visibility:", **nouns)
 right.html(lessons.evidence(scene, found))
+with second, visible_run("Comparing two trainings") as run:
+    surprise = findings.surprise(scene.key, scene=scene, run=run)
+    if surprise:
+        words, seen = st.columns([5, 6], gap="large", vertical_alignment="center")
+        words.html(lessons.trained(surprise))
+        with words:
+            look = {"model": scene.key, "plan": "", "image": surprise.place}
+            frame.goto(lessons.ATTRIBUTIONS, "Compare both trainings", icon=":material/compare:", **look)
+        seen.html(lessons.three(scene, surprise))

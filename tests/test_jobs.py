@@ -9,9 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+import cli
 from core.bundles import Setting
 from core.errors import CheckpointError
+from core.evaluation import evaluate
 from core.jobs import Job, Jobs, Order, Status
+from core.outcome import Outcome
 from core.recipe import COMPRESSORS, Recipe, compress
 from core.weights import load_dataset, load_model, shipped
 
@@ -41,7 +44,7 @@ def until(wanted, seconds: float = PATIENCE_S):
     return found
 
 
-def test_a_job_makes_the_network_that_compress_makes_and_tells_its_history(jobs):
+def test_equal_seeds_give_equal_networks_and_histories_from_app_shell_and_python(jobs, tmp_path, capsys):
     asked = order(COMPRESSORS["prune-weights"](sparsity=0.8), tuning(3), seed=5)
     job = jobs.submit(asked)
     assert jobs.wait(job, PATIENCE_S).state == "done"
@@ -49,10 +52,16 @@ def test_a_job_makes_the_network_that_compress_makes_and_tells_its_history(jobs)
     torch.set_num_threads(1)
     setting = Setting(data.train, data.validation, bundle.module)
     made = compress(bundle.module, setting, asked.read_recipe())
-    outcome = job.outcome()
-    assert torch.equal(outcome.network(data.test.images), made.model(data.test.images))
+    (tmp_path / "recipe.json").write_text(asked.recipe)
+    words = ["run", "mlp", str(tmp_path / "recipe.json"), "--out", str(tmp_path / "shell"), "--threads", "1"]
+    assert cli.main([*words, "--json"]) == 0
+    outcome, typed = job.outcome(), Outcome.read(tmp_path / "shell")
+    for network in (outcome.network, typed.network):
+        states = network.state_dict(), made.model.state_dict()
+        assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+    assert outcome.after.accuracy == typed.after.accuracy == evaluate(made.model, data.test).accuracy
     assert [row["epoch"] for row in job.history] == [1, 2, 3]
-    assert tuple(job.history) == outcome.history == made.records
+    assert tuple(job.history) == outcome.history == typed.history == made.records
     assert outcome.finished
 
 

@@ -10,7 +10,7 @@ from core.plan import Plan
 from core.whatif import Answer
 from view import charts, engine, frame, pictures
 from view.engine import Scene
-from view.findings import SPARSITY, Finding, method
+from view.findings import SPARSITY, Finding, Surprise, method
 from view.url import method_to_text
 
 PRUNE, ATTRIBUTIONS = "pages/prune.py", "pages/attributions.py"
@@ -113,6 +113,46 @@ def evidence(scene: Scene, found: Finding) -> str:
         drawn = pictures.signed(values, end)
         shown.append(charts.figure(drawn, f"Evidence {name}", "", f"Attribution map {name} pruning", role))
     return f'<div class="ps-row ps-three">{"".join(shown)}</div>'
+
+
+def trained(found: Surprise) -> str:
+    """What training brings back, and what it need not."""
+    before, naive, matched = found.rows
+    percent = charts.percent
+    gone = f"{percent(naive.sparsity, 0)} of the convolution weights are gone"
+    hits = [percent(row.pointing_game, 0) for row in found.rows]
+    bigs = (
+        _big(
+            percent(naive.accuracy), f"accuracy, trained for the labels alone; was {percent(before.accuracy)}"
+        ),
+        _big(percent(matched.accuracy), "accuracy, trained for the labels and the original's maps"),
+        _big(
+            f"{hits[1]} or {hits[2]}", f"of the maps have their strongest pixel on the digit; was {hits[0]}"
+        ),
+    )
+    notes = (
+        f"On {before.n:,} test pictures; the maps are those that were matched.",
+        "By integrated gradients, which neither training used, rank correlation with the original is "
+        f"{naive.spearman:.2f} or {matched.spearman:.2f}.",
+        f"Picture #{found.place} has the widest gap, {found.scores[0]:.2f} against {found.scores[1]:.2f}, "
+        f"among {found.searched} that all three answer alike.",
+    )
+    return (
+        f'<p class="ps-lede">{gone}, and the network was trained again, in two ways.</p>'
+        f'<div class="ps-bigs">{"".join(bigs)}</div><p class="ps-status">{" ".join(notes)}</p>'
+    )
+
+
+def three(scene: Scene, found: Surprise) -> str:
+    """The picture, and the evidence in the original, after naive and after matched training."""
+    end, label = pictures.limit(*found.maps), scene.label(found.place)
+    shown = [
+        charts.figure(scene.picture(found.place), f"Picture #{found.place}", "", f"A picture of {label}")
+    ]
+    for name, role, values in zip(("Original", "Naive", "Matched"), ("a", "b", "b"), found.maps, strict=True):
+        drawn = pictures.signed(values, end)
+        shown.append(charts.figure(drawn, name, "", f"Attribution map: {name.lower()}", role))
+    return f'<div class="ps-row ps-four">{"".join(shown)}</div>'
 
 
 def nouns(scene: Scene, found: Finding) -> dict[str, Any]:

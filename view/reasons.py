@@ -95,22 +95,23 @@ def comparison(scene: Scene, found: Pair, scale: str, style: str) -> str:
     a, b = found.drawn
     shared = pictures.limit(a, b)
     ends = (shared, shared) if scale == "shared" else (pictures.limit(a), pictures.limit(b))
-    picture = scene.picture(scene.image)
-    shown = [
-        charts.figure(
-            picture,
-            f"Picture #{scene.image}: {scene.label(scene.image)}",
-            f"from {scene.data.name}, test part",
-            f"Test picture {scene.image}, labelled {scene.label(scene.image)}",
-        )
-    ]
+    shown = [own(scene)]
     for index, (name, values) in enumerate((("A original", a), ("B compressed", b))):
-        shown.append(_map(scene, found, index, name, values, ends, style, picture))
+        shown.append(one(scene, found, index, name, values, ends, style))
     shown.append(_difference(a, b, found))
     return f'<div class="ps-row">{"".join(shown)}</div>'
 
 
-def _map(scene: Scene, found: Pair, index: int, name: str, values: np.ndarray, ends, style, picture) -> str:
+def own(scene: Scene) -> str:
+    """The present picture itself."""
+    label = scene.label(scene.image)
+    title, note = f"Picture #{scene.image}: {label}", f"from {scene.data.name}, test part"
+    alt = f"Test picture {scene.image}, labelled {label}"
+    return charts.figure(scene.picture(scene.image), title, note, alt)
+
+
+def one(scene: Scene, found: Pair, index: int, name: str, values: np.ndarray, ends, style: str) -> str:
+    """The map of one network of a pair, under what it answers; `ends` are the ends of both scales."""
     classes, said = scene.data.classes, scene.data.classes[found.said[index]]
     right = said == scene.label(scene.image)
     title = f"{name} says {said} ({charts.percent(found.sure[index], 0)})" + (
@@ -139,7 +140,10 @@ def _map(scene: Scene, found: Pair, index: int, name: str, values: np.ndarray, e
             role,
             charts.scale(end, "Cividis", "0", f"{end:.2g}"),
         )
-    drawn = pictures.signed(values, end) if style == "map" else pictures.overlay(values, end, picture)
+    if style == "map":
+        drawn = pictures.signed(values, end)
+    else:
+        drawn = pictures.overlay(values, end, scene.picture(scene.image))
     return charts.figure(drawn, title, note, _alt(name, values), role, charts.scale(end, "RdBu_r"))
 
 
