@@ -167,10 +167,19 @@ def attention(maps: Tensor, power: float = 2.0) -> Tensor:
 
 
 def convolutions(*widths: int, transposed: bool = False) -> nn.Sequential:
-    """3 x 3 convolutions with bias from width to width, each with a leaky ReLU behind it."""
-    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
-    layers = [(kind(i, o, 3, padding=1), nn.LeakyReLU(SLOPE)) for i, o in pairwise(widths)]
-    return nn.Sequential(*(module for pair in layers for module in pair))
+    """3 x 3 convolutions with bias from width to width, each with a leaky ReLU behind it.
+
+    Weights are drawn so that signals keep their size on the way; with torch's own they shrink at every
+    layer, and six of them begin to learn late.
+    """
+    kind, inputs = (nn.ConvTranspose2d, "fan_out") if transposed else (nn.Conv2d, "fan_in")
+    made = nn.Sequential()
+    for i, o in pairwise(widths):
+        layer = kind(i, o, 3, padding=1)
+        nn.init.kaiming_normal_(layer.weight, SLOPE, inputs)
+        nn.init.zeros_(layer.bias)
+        made.extend((layer, nn.LeakyReLU(SLOPE)))
+    return made
 
 
 def factor_channels(channels: int, rate: float) -> int:
@@ -212,8 +221,8 @@ class Paraphrasing:
     rate: float = 0.5  # factor channels for every channel of the teacher
     reconstruction: Literal["mse", "l1"] = "mse"
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    epochs: int = 10
-    images: int = 2048  # training pictures, whose labels are not read
+    epochs: int = 6
+    images: int = 1024  # training pictures, whose labels are not read
 
     @property
     def schedule(self) -> Schedule:
@@ -221,7 +230,7 @@ class Paraphrasing:
             epochs=self.epochs,
             optimizer=self.optimizer,
             learning_rate={"adamw": 0.003, "sgd": 0.05}[self.optimizer],
-            batch_size=64,
+            batch_size=16,
             crop=0,
             flip=False,
         )
@@ -268,6 +277,7 @@ def paraphrase(maps: Tensor, watched: Tensor, how: Paraphrasing, run: Run) -> Pa
     task = _Reconstruction(maps, watched, how.reconstruction)
     task.passed(paraphraser, -1)
     fit(paraphraser, _numbered(len(maps)), task, how.schedule, run)
+    paraphraser.zero_grad()
     return Paraphrase(
         paraphraser, tuple(task.errors), _share(torch.zeros_like(watched), watched, maps), factors
     )
@@ -360,29 +370,33 @@ def heat(title: str, finding: str, panels: Mapping[str, Tensor]) -> Figure:
 
 
 @torch.no_grad()
-def paraphrase_view(made: Paraphrase, maps: Tensor) -> tuple[Figure, Figure]:
-    """What of the maps (1, C, H, W) of one picture comes back, and the factors it comes back from."""
-    factors, back = made.paraphraser.factors(maps), made.paraphraser(maps)
+def paraphrase_view(made: Mapping[str, Paraphrase], maps: Tensor) -> Figure:
+    """The strongest of the maps (1, C, H, W) of one picture, and how they come back from paraphrasers."""
+    back = {name: each.paraphraser(maps) for name, each in made.items()}
     chosen, panels = strongest(maps, 2), {}
     for channel in chosen:
-        truth, again = maps[0, channel], back[0, channel]
-        named = {"": truth, ", as it comes back": again, ", what is wrong": (again - truth).abs()}
-        panels |= {f"channel {channel}{words}": values for words, values in named.items()}
-    missed = ((back - maps).norm() / maps.norm()).item() if maps.any() else 0.0
-    said = " and ".join(map(str, chosen))
+        panels[f"channel {channel}"] = maps[0, channel]
+        panels |= {f"channel {channel}, {name}": again[0, channel] for name, again in back.items()}
+        if len(made) == 1:
+            panels[f"channel {channel}, what is wrong"] = (*back.values(),)[0][0, channel] - maps[0, channel]
+    size = maps.norm().item() or 1.0
+    said = ", ".join(f"{name} with an error of {(b - maps).norm() / size:.0%}" for name, b in back.items())
+    return heat(
+        "One picture's maps and how they come back",
+        f"All {maps.shape[1]} maps of this picture: {said} of their norm. Shown are the strongest.",
+        panels,
+    )
+
+
+@torch.no_grad()
+def factors_view(made: Paraphrase, maps: Tensor) -> Figure:
+    """The strongest factors of the maps (1, C, H, W) of one picture."""
+    factors = made.paraphraser.factors(maps)
     shown = strongest(factors, 6)
-    return (
-        heat(
-            "One picture's maps and what comes back",
-            f"Channels {said} are the strongest of {maps.shape[1]} for this picture; all its maps come back "
-            f"from {made.factors} factors with an error of {missed:.0%} of their norm.",
-            panels,
-        ),
-        heat(
-            "Its factors",
-            f"The {len(shown)} strongest of {made.factors} factors, which the student's are compared with.",
-            {f"factor {channel}": factors[0, channel] for channel in shown},
-        ),
+    return heat(
+        "Its factors",
+        f"The {len(shown)} strongest of {made.factors} factors, made of {maps.shape[1]} maps.",
+        {f"factor {channel}": factors[0, channel] for channel in shown},
     )
 
 

@@ -25,6 +25,7 @@ from core.transfer import (
     Taught,
     factor_cosine,
     factor_distance,
+    factors_view,
     maps_of,
     paraphrase_of,
     paraphrase_view,
@@ -72,9 +73,9 @@ class FactorTransfer(Objective):
     temperature: float = temperature_field()
     reconstruction: str = choice("mse", "l1", help="What the paraphraser minimises; l1 may stay at zeros")
     paraphraser_optimizer: str = choice("adamw", "sgd", help="What trains the paraphraser; SGD is slower")
-    paraphraser_epochs: int = number(10, 1, 200, 1, help="Passes in which the paraphraser learns")
+    paraphraser_epochs: int = number(6, 1, 200, 1, help="Passes in which the paraphraser learns")
     paraphraser_images: int = number(
-        2048, 1, 10000, 1, help="Training pictures it learns from, without labels"
+        1024, 1, 10000, 1, help="Training pictures it learns from, without labels"
     )
 
     def bind(self, model: nn.Module, setting: Setting, schedule: Schedule, run: Run) -> Task:
@@ -114,8 +115,10 @@ class FactorTransfer(Objective):
         teacher, (layer, _) = self._teacher(after, setting, run)
         made = paraphrase_of(teacher, layer, setting, self._paraphrasing, run)
         picture = setting.validation.take(slice(0, 1)).images.to(run.device)
+        (maps,) = maps_of(teacher, [layer], picture)
         shown = (
-            *paraphrase_view(made, *maps_of(teacher, [layer], picture)),
+            paraphrase_view({"as it comes back": made}, maps),
+            factors_view(made, maps),
             reconstruction_figure({"": made}),
         )
         history = _last_training(run.records)
