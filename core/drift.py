@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from core.run import Run
 from core.weights import read_model
 
 BATCH = 100  # pictures in one pass
+SIDE = 16  # cells a side of a map in a figure
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "matched"
 
 
@@ -103,6 +105,14 @@ def summary(table: pd.DataFrame) -> dict[str, float]:
 def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps (N, H, W) at the size of the picture, (N, 1, H', W'), bilinear."""
     return F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)
+
+
+def tiles(seen: Look, picture: int) -> pd.DataFrame:
+    """The map of one picture for a figure: `down`, `across`, `strength`, the strongest at 1."""
+    cells = enlarged(seen.maps[picture : picture + 1], (SIDE, SIDE))[0, 0].double()
+    cells = cells / cells.max().clamp(min=1e-30)
+    down, across = np.indices(cells.shape).reshape(2, -1)
+    return pd.DataFrame({"down": down, "across": across, "strength": cells.flatten().numpy()})
 
 
 # The networks that come with the program: pruned with and without their maps in mind

@@ -11,7 +11,7 @@ from torch import nn
 
 from core.bundles import Setting
 from core.criterion import sample
-from core.drift import Look, drift, enlarged, look, summary
+from core.drift import Look, drift, look, summary, tiles
 from core.errors import Stopped
 from core.figure import Figure
 from core.lab import LABS, Lab
@@ -134,12 +134,9 @@ def _strip(original: Look, looks: Mapping[str, Look], tables: Mapping[str, pd.Da
     both = alike[tables["matched"].answer_after[alike.index] == alike.label]
     chosen = next((each for each in (both, alike, known) if len(each)), naive)
     picture = int(chosen.sort_values("cosine", kind="stable").picture.iloc[0])
-    parts = []
-    for name, seen in {"original": original, **looks}.items():
-        cells = enlarged(seen.maps[picture : picture + 1], (16, 16))[0, 0].double()
-        down, across = np.indices(cells.shape).reshape(2, -1)
-        strength = (cells / cells.max().clamp(min=1e-30)).numpy().ravel()
-        parts.append(pd.DataFrame({"network": name, "down": down, "across": across, "strength": strength}))
+    parts = [
+        tiles(seen, picture).assign(network=name) for name, seen in {"original": original, **looks}.items()
+    ]
     words = [
         f"{way}: answer {table.answer_after[picture]}, cosine {table.cosine[picture]:.2f}"
         for way, table in tables.items()

@@ -14,7 +14,7 @@ from core.attribution import ATTRIBUTIONS, explain
 from core.bundles import Setting
 from core.criterion import sample
 from core.distillation import task_loss
-from core.drift import Look, drift, enlarged, look, summary
+from core.drift import Look, drift, look, summary, tiles
 from core.errors import UnsupportedModelError
 from core.figure import Figure, histogram
 from core.layers import private_copy
@@ -27,7 +27,6 @@ from core.training import Schedule, Task
 SEEN = 200  # validation pictures whose maps are compared afterwards
 EXPLAINED = 32  # of them by methods that the training did not use
 OTHERS = {"integrated-gradients": {"steps": 16}, "input-x-gradient": {}}
-SIDE = 16  # cells a side of a map on show
 NAMES = ("original", "before", "after")
 
 
@@ -146,14 +145,11 @@ def _strip(looks: Sequence[Look], tables: Mapping[str, pd.DataFrame]) -> Figure 
         return None
     order = alike.sort_values("cosine", kind="stable").picture.to_list()
     chosen = list(dict.fromkeys((order[0], order[len(order) // 2])))
-    parts = []
-    for picture in chosen:
-        for name, seen in zip(NAMES, looks, strict=True):
-            cells = enlarged(seen.maps[picture : picture + 1], (SIDE, SIDE))[0, 0].double()
-            cells = (cells / cells.max().clamp(min=1e-30)).numpy()
-            down, across = np.indices(cells.shape).reshape(2, -1)
-            place = {"panel": f"{name}, picture {picture}", "down": down, "across": across}
-            parts.append(pd.DataFrame(place | {"strength": cells.ravel()}))
+    parts = [
+        tiles(seen, picture).assign(panel=f"{name}, picture {picture}")
+        for picture in chosen
+        for name, seen in zip(NAMES, looks, strict=True)
+    ]
     ends = [tables[name].cosine[chosen[0]] for name in NAMES[1:]]
     return Figure(
         "Maps of two pictures",
