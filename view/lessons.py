@@ -127,7 +127,8 @@ def trained(found: Surprise) -> str:
         ),
         _big(percent(matched.accuracy), "accuracy, trained for the labels and the original's maps"),
         _big(
-            f"{hits[1]} or {hits[2]}", f"of the maps have their strongest pixel on the digit; was {hits[0]}"
+            f"{hits[1].split()[0]}, {hits[2]}",
+            f"of the maps have their strongest pixel on the digit; was {hits[0]}",
         ),
     )
     notes = (

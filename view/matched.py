@@ -148,7 +148,8 @@ def _curve(found: pd.DataFrame, name: str) -> Figure:
     return Figure(
         title,
         f"At {pruned.sparsity.max():.0%}: {ends['naive']} naive, {ends['matched']} matched; "
-        f"the original has {ends['original']} (n = {int(original.n):,}).",
+        f"the original has {ends['original']}"
+        + (f" (n = {int(original.n):,})." if name == "accuracy" else "."),
         pruned[["sparsity", "training", name]],
         "sparsity",
         name,
