@@ -339,6 +339,16 @@ def require_epsilon(weights: Tensor, epsilon: float) -> None:
         )
 
 
+def logits_of(network: nn.Module, split: Split, run: Run) -> Tensor:
+    """(N, K), on the processor."""
+    own, found = private_copy(network, run.device), []
+    with torch.no_grad():
+        for start in run.track(range(0, len(split), PART), "Asking for answers"):
+            images = split.take(slice(start, start + PART)).images.to(run.device)
+            found.append(own(images).float().cpu())
+    return torch.cat(found)
+
+
 def robust_loss(
     student: Tensor,
     teacher: Tensor,

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from core.bundles import Split
 from core.figure import Figure, Reference
 from core.pools import Pool
-from core.positive_unlabeled import Scoring
+from core.positive_unlabeled import Scoring, worst_weights
 
 BINS = 40  # of the histogram of scores
 SIDE = 16  # cells a side of a picture on show
+SHOWN = 20  # classes at most, the heaviest
 IN, OUT = "in the domain", "outside"
 
 
@@ -107,7 +108,7 @@ def trace_figure(scorings: dict[str, Scoring]) -> Figure:
         "risk",
         colour="part",
         panel="by" if len(scorings) > 1 else "",
-        references=(Reference("y", 0.0, "0"),),
+        references=(Reference("y", 0.0, "zero"),),
     )
 
 
@@ -156,6 +157,32 @@ def origins_figure(selection: Selection) -> Figure:
         "bars",
         colour="fate",
     )
+
+
+def balance_figure(named: Tensor, weights: Tensor, distances: Tensor, epsilon: float) -> Figure:
+    """Classes `named` (N,) by the original, their weights (K,), and the worst of those near them on a batch.
+
+    `distances` (B,) are those of the student to the original on the first B pictures.
+    """
+    often = named.bincount(minlength=len(weights)) / len(named)
+    losses = torch.zeros_like(weights).index_add_(0, named[: len(distances)], distances) / len(distances)
+    worst = worst_weights(weights, losses, epsilon)
+    columns = {"how often, 1: evenly": often * len(weights), "weight": weights, "worst weight": worst}
+    shown = weights.argsort(descending=True, stable=True)[:SHOWN].sort().values.tolist()
+    rows = [
+        {"class": f"class {k}", "number": name, "value": values[k].item()}
+        for name, values in columns.items()
+        for k in shown
+    ]
+    most, least = int(often.argmax()), int(often.argmin())
+    finding = (
+        f"The original names class {most} on {often[most]:.1%} of the {len(named):,} pictures, weight "
+        f"{weights[most]:.2f}, and class {least} on {often[least]:.1%}, weight {weights[least]:.2f}. On "
+        f"{len(distances)} pictures the student's loss is {weights @ losses:.3f}, and "
+        f"{worst @ losses:.3f} with the worst weights within {epsilon:.2f}."
+    )
+    table = pd.DataFrame(rows)
+    return Figure("Classes and their weights", finding, table, "class", "value", "bars", panel="number")
 
 
 def pictures_figure(selection: Selection) -> Figure:

@@ -10,8 +10,13 @@ from tiny import CLASSES, TinyResNet, quadrants
 from torch import nn
 from torch.nn import functional as F
 
+from core.bundles import DATASETS, MODELS, Setting
 from core.errors import ParameterError, UnsupportedModelError
+from core.evaluation import evaluate
+from core.labs.pu_selection import PUSelection
 from core.layers import private_copy
+from core.methods.pu_compression import PUCompression
+from core.methods.student import Student
 from core.pools import adapted, blends, divide, mixed, noise, shared_pictures, textures, turned
 from core.positive_unlabeled import (
     RIDGE,
@@ -33,7 +38,10 @@ from core.positive_unlabeled import (
     upu_risk,
     worst_weights,
 )
+from core.recipe import Recipe, compress
 from core.run import Run, seeded
+from core.selection import Selection, histogram_figure, pictures_figure
+from core.training import Classification, Schedule, fit
 
 FIRST = ([2.0, 0.0], [-1.0, 1.0, -3.0])  # scores of positive and unlabelled examples with N > 0
 SECOND = ([3.0, 2.0], [-4.0, -3.0, -2.0])  # and with N < 0
@@ -221,11 +229,11 @@ def scored(positive, unlabelled, prior, estimator="nnpu", seed=0, gated=True, ep
 
 def test_what_is_selected_does_not_depend_on_the_order_of_the_pool():
     positive, unlabelled, _ = gaussians(0, 30, 500, 0.3)
-    first = scored(positive, unlabelled, 0.3)
+    first = scored(positive, unlabelled, 0.3, epochs=10)
     order = torch.randperm(500, generator=torch.Generator().manual_seed(9))
-    again = scored(positive, unlabelled[order], 0.3)
+    again = scored(positive, unlabelled[order], 0.3, epochs=10)
     assert torch.equal(first.unlabelled[order], again.unlabelled)
-    assert not torch.equal(first.unlabelled, scored(positive, unlabelled, 0.3, seed=1).unlabelled)
+    assert not torch.equal(first.unlabelled, scored(positive, unlabelled, 0.3, seed=1, epochs=10).unlabelled)
 
 
 def test_positives_are_found_among_others_far_away():
@@ -235,11 +243,11 @@ def test_positives_are_found_among_others_far_away():
 
 
 def test_a_tiny_prior_selects_nothing_and_a_large_one_nearly_all():
-    positive, unlabelled, _ = gaussians(0, 60, 600, 0.2)
-    few = scored(positive, unlabelled, 0.001, epochs=400)
+    positive, unlabelled, _ = gaussians(0, 60, 200, 0.2)
+    few = scored(positive, unlabelled, 0.001, epochs=1200)
     assert not (few.unlabelled > 0).any()
-    alike = torch.randn(660, 6, generator=torch.Generator().manual_seed(0))
-    most = scored(alike[:60], alike[60:], 0.999)
+    alike = torch.randn(260, 6, generator=torch.Generator().manual_seed(0))
+    most = scored(alike[:60], alike[60:], 0.999, epochs=300)
     assert (most.unlabelled > 0).float().mean() > 0.98
     assert (most.positive > 0).all()
 
@@ -253,7 +261,7 @@ def test_the_trivial_solution_is_told_from_a_selection():
 
 
 def test_more_is_selected_where_more_is_assumed():
-    positive, unlabelled, _ = gaussians(1, 60, 1000, 0.3, apart=2.0)
+    positive, unlabelled, _ = gaussians(1, 60, 400, 0.3, apart=2.0)
     counts = [(scored(positive, unlabelled, prior).unlabelled > 0).sum() for prior in (0.1, 0.3, 0.6)]
     assert counts[0] < counts[1] < counts[2]
 
@@ -490,3 +498,150 @@ def test_texture_and_noise_are_as_bright_as_the_data(tiny_data):
 
 
 # -------------------------------------------------------------------------------------- the method
+
+
+@pytest.fixture
+def chosen(setting):
+    """Method -> what it kept and chose on the small data, by the random numbers of a recipe with seed 0."""
+
+    def choose(**values) -> Selection:
+        with seeded(0):
+            return PUCompression(positives=4, **values).choose(setting, Run())
+
+    return choose
+
+
+def test_what_is_kept_and_what_is_pooled_are_apart_and_of_the_training_part(chosen, setting):
+    found = chosen(pool=60, share=0.5)
+    assert len(found.positives) == 4 * CLASSES
+    assert shared_pictures(found.positives, setting.train) == len(found.positives)
+    assert shared_pictures(found.positives, found.pool.pictures) == 0
+    assert found.pool.truth.sum() == 30
+    assert found.pool.origins == ("held back", "textures", "noise")
+    assert chosen(outside="near").pool.origins == ("held back", "blends", "turned")
+    assert chosen(outside="both").pool.origins[1:] == ("textures", "noise", "blends", "turned")
+
+
+def test_choices_without_a_classifier_take_what_they_say(chosen):
+    nothing, everything, oracle = (chosen(estimator=name) for name in ("none", "all", "oracle"))
+    assert not nothing.chosen.any()
+    assert nothing.words() == "Nothing was chosen, so only the kept pictures were used"
+    assert len(nothing.kept) == len(nothing.positives)
+    assert everything.chosen.all()
+    assert torch.equal(oracle.chosen, oracle.pool.truth)
+    assert oracle.judged()[1:] == (1.0, 1.0)
+    classifier, drawn = chosen(estimator="nnpu"), chosen(estimator="random")
+    assert drawn.chosen.sum() == classifier.chosen.sum() > 0
+    assert torch.equal(drawn.pool.pictures.pixels, classifier.pool.pictures.pixels)
+    assert not torch.equal(drawn.chosen, classifier.chosen)
+
+
+def test_a_threshold_and_a_limit_narrow_the_choice(chosen):
+    free = chosen()
+    assert torch.equal(free.chosen, free.scoring.unlabelled > 0)
+    some = chosen(most=10)
+    assert some.chosen.sum() == 10
+    assert (free.chosen | ~some.chosen).all()
+    assert not chosen(threshold=10.0).chosen.any()
+
+
+def test_a_prior_of_zero_is_estimated_and_another_one_is_told(chosen):
+    assert chosen(prior=0.37).scoring.prior == 0.37
+    assert chosen(share=0.3).scoring.prior == pytest.approx(0.3, abs=0.1)
+
+
+def test_pictures_of_the_validation_part_are_refused(setting):
+    leaky = replace(setting, validation=setting.train.take(slice(0, 3)))
+    with pytest.raises(ParameterError, match="must have no picture of the validation part, got"):
+        compress(setting.teacher, leaky, Recipe((PUCompression(),)))
+
+
+def test_a_network_without_feature_maps_is_refused(setting):
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(768, CLASSES)).eval().requires_grad_(False)
+    with pytest.raises(UnsupportedModelError, match="must have feature maps of 2 or more sizes, got 0"):
+        compress(teacher, replace(setting, teacher=teacher), Recipe((PUCompression(),)))
+
+
+@pytest.mark.parametrize("values", [{}, {"threshold": 10.0}, {"estimator": "oracle"}])
+def test_the_figures_show_the_choice_that_the_training_used(setting, values):
+    run = Run()
+    step = PUCompression(positives=4, epochs=1, **values)
+    shown = compress(setting.teacher, setting, Recipe((step,), seed=5), run, figures=True).figures[0]
+    table = shown[0].table
+    assert table[table.fate == "chosen"].pictures.sum() == run.records[-1]["chosen"]
+    assert len(shown) == (2 if values.get("estimator") else 6)
+    if "threshold" in values:
+        assert "Nothing was chosen" in shown[0].finding
+        assert run.records[-1]["chosen"] == 0
+
+
+def test_the_histogram_counts_every_picture_once_and_the_worst_mistakes_are_on_show(chosen):
+    found = chosen(outside="near", prior=0.6)
+    scores = found.scoring.unlabelled
+    table = histogram_figure({"nnpu": scores}, found.pool.truth, 0.0, "said").table
+    assert table.pictures.sum() == len(found.pool)
+    assert table[table.kind == "in the domain"].pictures.sum() == found.pool.truth.sum()
+    wrong = scores.where(found.chosen & ~found.pool.truth, torch.tensor(-torch.inf))
+    shown = pictures_figure(found).table
+    name = found.pool.names()[int(wrong.argmax())]
+    assert f"wrong, and surest: {name}, {wrong.max():.1f}" in set(shown.picture)
+    assert shown.groupby("picture").size().eq(16 * 16).all()
+
+
+def test_a_collapse_is_said(chosen):
+    found = chosen()
+    nothing = torch.full((len(found.pool),), -5.0)
+    trivial = replace(found.scoring, unlabelled=nothing, prior=0.3, risk=0.3)
+    words = replace(found, scoring=trivial, chosen=nothing > 0).words()
+    assert "ended at the trivial solution" in words
+    assert "0.300" in words
+
+
+def test_weights_follow_what_the_original_names(setting):
+    logits = torch.eye(CLASSES)[[0, 0, 0, 1]] * 9
+    weights = PUCompression()._weights(logits)
+    assert weights[0] < weights[1] < weights[2]
+    assert torch.equal(PUCompression(weighted=False)._weights(logits), torch.ones(CLASSES))
+
+
+def test_the_papers_settings_can_be_had():
+    paper = PUCompression().preset("paper")
+    assert (paper.positives, paper.prior, paper.worst_case) == (100, 0.21, "official")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Digits of 8 x 8 pixels, and a network for them."""
+    data = DATASETS["digits"]().load()
+    with seeded(0):
+        teacher = MODELS["small-cnn"](width=8).build(data.shape, 10)
+        schedule = Schedule(epochs=12, learning_rate=0.1, batch_size=64, crop=1, flip=False)
+        fit(teacher, data.train, Classification(), schedule, Run())
+    return data, Setting(data.train, data.validation, teacher)
+
+
+def test_chosen_pictures_teach_a_student_what_random_ones_do_not(digits):
+    data, setting = digits
+    found = {"nnpu": [], "random": []}
+    for seed in range(2):
+        for name, accuracies in found.items():
+            step = PUCompression(positives=3, estimator=name, crop=1, pool=1000)
+            result = compress(setting.teacher, setting, Recipe((Student(width=0.5), step), seed))
+            accuracies.append(evaluate(result.model, data.test).accuracy)
+    means = {name: sum(values) / len(values) for name, values in found.items()}
+    assert means["nnpu"] > means["random"] + 0.1
+
+
+# --------------------------------------------------------------------------------------------- lab
+
+
+def test_the_lesson_holds_where_the_lab_opens(setting):
+    with seeded(0):
+        outcome, _, trace, sensitivity = PUSelection().figures(setting, Run())
+    recall = outcome.table[outcome.table.measure == "recall"].set_index("classifier")["value"]
+    assert recall["nnpu"] > 1.5 * recall["upu"] > 1.5 * recall["naive"]
+    last = trace.table[trace.table.part == "N"].groupby("by").risk.last()
+    assert last["upu"] < -0.05
+    assert last["nnpu"] > -0.05
+    chosen = sensitivity.table[sensitivity.table.measure == "chosen"].share
+    assert chosen.is_monotonic_increasing

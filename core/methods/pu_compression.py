@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -24,13 +23,14 @@ from core.positive_unlabeled import (
     class_weights,
     estimated_prior,
     learn,
+    logits_of,
     pooled_features,
-    worst_weights,
 )
 from core.recipe import COMPRESSORS
 from core.run import Run
 from core.selection import (
     Selection,
+    balance_figure,
     histogram_figure,
     origins_figure,
     pictures_figure,
@@ -42,8 +42,6 @@ from core.tuning import Tuning
 BASELINES = ("random", "oracle", "all", "none")  # what to take from the pool without a classifier
 PRIORS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8)  # of the sensitivity
 WITHIN = 0.99  # of the smallest class weight: epsilon at most
-BATCH = 250  # pictures in one forward pass
-SHOWN = 20  # classes at most
 
 
 @COMPRESSORS.register
@@ -120,7 +118,7 @@ class PUCompression(Tuning):
         with run.step(0, 4):
             found = self.choose(setting, run)
         with run.step(1, 4):
-            weights = self._weights(answers(setting.teacher, found.kept, run))
+            weights = self._weights(logits_of(setting.teacher, found.kept, run))
         count, precision, _ = found.judged()
         task = RobustDistillation(
             private_copy(setting.teacher, run.device),
@@ -171,7 +169,12 @@ class PUCompression(Tuning):
         with run.step(0, 4):
             found = self.choose(setting, run)
         with run.step(1, 4):
-            shown = [origins_figure(found), self._balance(after, found, setting, run)]
+            logits = logits_of(setting.teacher, found.kept, run)
+        batch = slice(0, self.batch_size)
+        distances = divergence(logits_of(after, found.kept.take(batch), run), logits[batch], self.temperature)
+        weights = self._weights(logits)
+        balance = balance_figure(logits.argmax(1), weights, distances, self._epsilon(weights))
+        shown = [origins_figure(found), balance]
         scoring = found.scoring
         if scoring is None:
             return tuple(shown)
@@ -208,9 +211,8 @@ class PUCompression(Tuning):
     def _outside(self, held: Split) -> dict[str, Tensor]:
         """Origin -> pixels, as many as the pool needs."""
         made = {"textures": textures, "noise": noise, "blends": blends, "turned": turned}
-        names = {"far": ("textures", "noise"), "near": ("blends", "turned"), "both": tuple(made)}[
-            self.outside
-        ]
+        kinds = {"far": ("textures", "noise"), "near": ("blends", "turned"), "both": tuple(made)}
+        names = kinds[self.outside]
         size = min(self.pool, len(held) / self.share)
         return {name: made[name](held, math.ceil(size * (1 - self.share) / len(names)) + 1) for name in names}
 
@@ -228,41 +230,3 @@ class PUCompression(Tuning):
 
     def _epsilon(self, weights: Tensor) -> float:
         return min(self.epsilon, WITHIN * weights.min().item())
-
-    def _balance(self, student: nn.Module, found: Selection, setting: Setting, run: Run) -> Figure:
-        """What the original names on the kept pictures, the weights, and the worst ones on one batch."""
-        logits = answers(setting.teacher, found.kept, run)
-        shares = logits.argmax(1).bincount(minlength=logits.shape[1]) / len(logits)
-        weights, some = self._weights(logits), slice(0, self.batch_size)
-        theirs = logits[some]
-        distances = divergence(answers(student, found.kept.take(some), run), theirs, self.temperature)
-        losses = torch.zeros_like(weights).index_add_(0, theirs.argmax(1), distances)
-        worst = worst_weights(weights, losses, self._epsilon(weights))
-        order = weights.argsort(descending=True, stable=True)[:SHOWN].sort().values.tolist()
-        columns = {"share of the pictures": shares, "weight": weights, "worst weight on a batch": worst}
-        rows = [
-            {"class": f"class {k}", "number": name, "value": values[k].item()}
-            for name, values in columns.items()
-            for k in order
-        ]
-        rarest, most = int(shares.argmin()), int(shares.argmax())
-        mean, worse = (held @ losses / len(theirs) for held in (weights, worst))
-        finding = (
-            f"The original names class {most} on {shares[most]:.1%} of the {len(logits):,} pictures and "
-            f"class {rarest} on {shares[rarest]:.1%}; they weigh {weights[most]:.2f} and {weights[rarest]:.2f}. "
-            f"The worst weights within {self._epsilon(weights):.2f} raise the student's loss on "
-            f"{len(theirs)} pictures from {mean:.3f} to {worse:.3f}."
-        )
-        return Figure(
-            "Classes and their weights", finding, pd.DataFrame(rows), "class", "value", "bars", panel="number"
-        )
-
-
-def answers(network: nn.Module, split: Split, run: Run) -> Tensor:
-    """Logits (N, K), on the processor."""
-    own, found = private_copy(network, run.device), []
-    with torch.no_grad():
-        for start in run.track(range(0, len(split), BATCH), "Asking for answers"):
-            images = split.take(slice(start, start + BATCH)).images.to(run.device)
-            found.append(own(images).float().cpu())
-    return torch.cat(found)
