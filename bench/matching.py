@@ -37,7 +37,7 @@ PRUNED = {"sparsity": 0.97, "rounds": 4, "epochs": 3, "images": 2048, "learning_
 TAUGHT = {"epochs": 10, "images": 2048, "learning_rate": 0.05, "schedule": "one-cycle"}
 SMALL = {"crop": 0, "batch_size": 64}  # for the shapes
 REAL = {  # for real pictures
-    **{"sparsity": 0.6, "rounds": 2, "epochs": 2, "images": 300, "batch_size": 16, "learning_rate": 0.002},
+    **{"sparsity": 0.8, "rounds": 2, "epochs": 2, "images": 300, "batch_size": 16, "learning_rate": 0.002},
     **{"weight_decay": 2e-4, "crop": 8, "flip": True},
 }
 SOFT = {"share": 0.9, "temperature": 4.0}  # of distillation
@@ -200,7 +200,7 @@ def imagenet(weights: Path, seeds: int) -> pd.DataFrame:
             rows.append(row | {"seconds": time.monotonic() - start})
             say(rows[-1])
         rows.append({"variant": "SWA - none", "seed": seed, **differences(*tables.values())})
-        say(rows[-1] | {"seconds": 0})
+        say(rows[-1])
     return pd.DataFrame(rows)
 
 
@@ -226,10 +226,11 @@ def differences(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
 
 
 def say(row: Mapping[str, Any]) -> None:
-    shown = " ".join(f"{name} {row[name]:.3f}" for name in COLUMNS if name in row)
-    print(
-        f"seed {row['seed']} {row['variant']}: {shown} ({row['seconds']:.0f} s)", file=sys.stderr, flush=True
-    )
+    shown = [f"seed {row['seed']} {row['variant']}:"]
+    for name in (column for column in COLUMNS if column in row):
+        within = f" within {row[f'{name}_within']:.3f}" if f"{name}_within" in row else ""
+        shown.append(f"{name} {row[name]:.3f}{within}")
+    print(*shown, file=sys.stderr, flush=True)
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
