@@ -168,11 +168,12 @@ class PUCompression(Tuning):
         """What `apply` chose, which equal random numbers choose again; and what it was trained with."""
         with run.step(0, 4):
             found = self.choose(setting, run)
-        with run.step(1, 4):
+        with run.step(2, 8):
             logits = logits_of(setting.teacher, found.kept, run)
-        batch = slice(0, self.batch_size)
-        distances = divergence(logits_of(after, found.kept.take(batch), run), logits[batch], self.temperature)
-        weights = self._weights(logits)
+        with run.step(3, 8):
+            student = logits_of(after, found.kept.take(slice(0, self.batch_size)), run)
+        weights, first = self._weights(logits), logits[: self.batch_size]
+        distances = divergence(student, first, self.temperature)
         balance = balance_figure(logits.argmax(1), weights, distances, self._epsilon(weights))
         shown = [origins_figure(found), balance]
         scoring = found.scoring
