@@ -320,7 +320,7 @@ class Gates:
         if not training:
             return odds[channel][None]
         drawn = (torch.rand(pictures, len(own), device=odds.device) < odds).float()
-        return (drawn + odds - odds.detach())[:, channel]
+        return (drawn + (odds - odds.detach()))[:, channel]
 
     def advance(self) -> None:
         """One projected step against benefit and price; gates at CLOSED or below are closed for good."""
@@ -405,3 +405,100 @@ def recalibrate(model: nn.Module, split: Split, device: str = "cpu") -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
+
+
+# ------------------------------------------------------------------------------------ why it works
+
+
+def expectation(table: Tensor, odds: Tensor) -> Tensor:
+    """Mean of `table` (2, ..., 2), what happens with every gate shut or open, over gates open with `odds`.
+
+    It is linear in every single one of the odds, so that its least value lies where all are 0 or 1.
+    """
+    for chance in odds:
+        table = torch.lerp(table[0], table[1], chance)
+    return table
+
+
+def prior_cost(odds: Tensor, prior: Tensor, gamma: float) -> Tensor:
+    """What a gate costs under a prior probability: divergence from it, and its own improbability.
+
+    The hyper-prior of the prior is proportional to 1 / (1 + (gamma - 1) prior), gamma > 1. Minimised
+    over the prior, at `best_prior`, the cost is odds * log(gamma): a constant price of being open.
+    """
+    divergence = torch.special.xlogy(odds, odds / prior) + torch.special.xlogy(
+        1 - odds, (1 - odds) / (1 - prior)
+    )
+    return divergence + torch.log1p((gamma - 1) * prior)
+
+
+def best_prior(odds: Tensor, gamma: float) -> Tensor:
+    """The prior probability at which `prior_cost` is least."""
+    return odds / (gamma - (gamma - 1) * odds)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """One weight w behind one gate of probability g: loss (1 - gate w)^2 / 2, decay of w, price of g.
+
+    Its mean is 1/2 - g (w - w^2 / 2) + decay w^2 / 2 + price g. Downhill, w moves by g (1 - w) - decay w
+    and g by w - w^2 / 2 - price, within [0, 1].
+    """
+
+    price: float
+    decay: float
+
+    def objective(self, weight: Tensor, gate: Tensor) -> Tensor:
+        """What is minimised."""
+        return 0.5 - gate * (weight - weight**2 / 2) + self.decay * weight**2 / 2 + self.price * gate
+
+    def downhill(self, state: Tensor) -> Tensor:
+        """How weight and gate (..., 2) move; a gate at an end does not leave [0, 1]."""
+        weight, gate = state.unbind(-1)
+        change = weight - weight**2 / 2 - self.price
+        stuck = ((gate <= 0) & (change < 0)) | ((gate >= 1) & (change > 0))
+        return torch.stack([gate * (1 - weight) - self.decay * weight, change.masked_fill(stuck, 0.0)], -1)
+
+    @property
+    def open(self) -> tuple[float, float]:
+        """Where a unit that stays ends: weight and gate."""
+        return 1 / (1 + self.decay), 1.0
+
+    @property
+    def worth(self) -> float:
+        """The price up to which an open unit is better than none."""
+        return 1 / (2 * (1 + self.decay))
+
+    @property
+    def saddle(self) -> tuple[float, float] | None:
+        """Where neither moves; None where no gate is worth its price, whatever the weight."""
+        if self.price >= 0.5:
+            return None
+        weight = 1 - math.sqrt(1 - 2 * self.price)
+        gate = self.decay * weight / (1 - weight)
+        return (weight, gate) if gate <= 1 else None
+
+    def path(self, start: Tensor, time: float, step: float = 0.1, back: bool = False) -> Tensor:
+        """(T, ..., 2) the way from `start` (..., 2), by Runge and Kutta's method of order four."""
+        states, sign = [start.double()], -step if back else step
+        for _ in range(round(time / step)):
+            at = states[-1]
+            first = self.downhill(at)
+            second = self.downhill(at + sign / 2 * first)
+            third = self.downhill(at + sign / 2 * second)
+            fourth = self.downhill(at + sign * third)
+            after = at + sign / 6 * (first + 2 * second + 2 * third + fourth)
+            states.append(torch.stack([after[..., 0], after[..., 1].clamp(0, 1)], -1))
+        return torch.stack(states)
+
+    def separatrix(self, time: float = 30.0) -> Tensor:
+        """(T, 2) the line through the saddle, inside the unit square: starts above it stay, others close."""
+        assert self.saddle is not None
+        weight, gate = self.saddle
+        # the second derivatives of the objective, negated: its eigenvector of negative value leads in
+        slopes = torch.tensor([[-gate - self.decay, 1 - weight], [1 - weight, 0.0]], dtype=torch.float64)
+        inwards = torch.linalg.eigh(slopes).eigenvectors[:, 0]
+        ends = torch.tensor(self.saddle, dtype=torch.float64) + 1e-4 * torch.stack([inwards, -inwards])
+        ways = self.path(ends, time, back=True)
+        line = torch.cat([ways[:, 0].flip(0), ways[:, 1]])
+        return line[((line > 0) & (line < 1)).all(-1)]
