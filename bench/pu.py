@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from core.bundles import DATASETS, MODELS, DatasetBundle, Setting, Split
 from core.evaluation import evaluate
@@ -32,7 +32,7 @@ from core.positive_unlabeled import (
     estimated_prior,
     learn,
     logits_of,
-    pooled_features,
+    pooled_pair,
 )
 from core.recipe import COMPRESSORS, Recipe, compress
 from core.run import Run, seeded
@@ -74,10 +74,6 @@ def drawn(name: str, data: DatasetBundle, share: float | None = None, kept: int 
     return positives, mixed(held, others if name == "B" else far, SIZE, share or SHARES[name])
 
 
-def features(teacher: nn.Module, positives: Split, pool: Pool, stages: str = "gated") -> list[Tensor]:
-    return [pooled_features(teacher, split, stages, Run()) for split in (positives, pool.pictures)]
-
-
 def classifiers(teacher: nn.Module, data: DatasetBundle, seeds: int) -> Iterator[dict]:
     """Every classifier on pools A and B: what it chooses, and its negative part at the end."""
     tried = [(name, "gated", None) for name in ESTIMATORS]
@@ -88,7 +84,7 @@ def classifiers(teacher: nn.Module, data: DatasetBundle, seeds: int) -> Iterator
             with seeded(seed):
                 positives, pool = drawn(pool_name, data)
             for estimator, stages, told in tried:
-                both = features(teacher, positives, pool, stages)
+                both = pooled_pair(teacher, positives, pool.pictures, stages, Run())
                 told = told or SHARES[pool_name]
                 with seeded(seed):
                     gated = stages == "gated"
@@ -115,7 +111,9 @@ def shares(teacher: nn.Module, data: DatasetBundle, seeds: int) -> Iterator[dict
                 for share in (0.1, 0.2, 0.3, 0.5, 0.7):
                     with seeded(seed):
                         positives, pool = drawn(name, data, share, kept)
-                    estimate = estimated_prior(*features(teacher, positives, pool))
+                    estimate = estimated_prior(
+                        *pooled_pair(teacher, positives, pool.pictures, "gated", Run())
+                    )
                     true = pool.truth.double().mean().item()
                     yield {"pool": name, "kept": kept, "true": true, "estimate": estimate}
 
@@ -126,7 +124,7 @@ def students(teacher: nn.Module, data: DatasetBundle, seeds: int) -> Iterator[di
         for name in SHARES:
             with seeded(seed):
                 positives, pool = drawn(name, data)
-            both, chosen = features(teacher, positives, pool), {}
+            both, chosen = pooled_pair(teacher, positives, pool.pictures, "gated", Run()), {}
             for estimator in ESTIMATORS:
                 with seeded(seed):
                     scoring = learn(*both, SHARES[name], estimator, gated=True, epochs=PASSES, run=Run())

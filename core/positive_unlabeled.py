@@ -133,6 +133,16 @@ def pooled_features(teacher: nn.Module, split: Split, stages: str, run: Run) -> 
     return torch.cat(found)
 
 
+def pooled_pair(
+    teacher: nn.Module, positive: Split, unlabelled: Split, stages: str, run: Run
+) -> tuple[Tensor, Tensor]:
+    """`pooled_features` of both kinds: (P, C) and (U, C)."""
+    with run.step(0, 2):
+        first = pooled_features(teacher, positive, stages, run)
+    with run.step(1, 2):
+        return first, pooled_features(teacher, unlabelled, stages, run)
+
+
 class GatedScore(nn.Module):
     """g(h) = w . (a * h) + b with the gate a = sigmoid(W2 relu(W1 h)); without a gate a is 1.
 

@@ -18,7 +18,7 @@ from core.positive_unlabeled import (
     Scoring,
     estimated_prior,
     learn,
-    pooled_features,
+    pooled_pair,
 )
 from core.run import Run
 from core.selection import histogram_figure, judged, sensitivity_figure, trace_figure
@@ -65,9 +65,7 @@ class PUSelection(Lab):
         with run.step(0, 4):
             teacher, positives, pool = self._made(run)
         with run.step(1, 4):
-            both = [
-                pooled_features(teacher, split, self.features, run) for split in (positives, pool.pictures)
-            ]
+            both = pooled_pair(teacher, positives, pool.pictures, self.features, run)
         prior = self.prior or estimated_prior(*both)
         with run.step(2, 4):
             found = {name: self._learn(both, prior, name, run) for name in run.track(ESTIMATORS, "Learning")}

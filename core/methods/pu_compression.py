@@ -24,7 +24,7 @@ from core.positive_unlabeled import (
     estimated_prior,
     learn,
     logits_of,
-    pooled_features,
+    pooled_pair,
 )
 from core.recipe import COMPRESSORS
 from core.run import Run
@@ -156,7 +156,7 @@ class PUCompression(Tuning):
         if self.estimator in told:
             return Selection(positives, pool, self._some(told[self.estimator]))
         with run.step(0, 2):
-            both = self._features(positives, pool.pictures, setting, run)
+            both = pooled_pair(setting.teacher, positives, pool.pictures, self.features, run)
         with run.step(1, 2):
             scoring = self._learn(*both, self.prior or estimated_prior(*both), run)
         chosen = scoring.unlabelled > self.threshold
@@ -180,7 +180,8 @@ class PUCompression(Tuning):
         if scoring is None:
             return tuple(shown)
         with run.step(2, 4):
-            both = self._features(found.positives, found.pool.pictures, setting, run)
+            kept, pool = found.positives, found.pool.pictures
+            both = pooled_pair(setting.teacher, kept, pool, self.features, run)
         with run.step(3, 4):
             told = [self._learn(*both, prior, run) for prior in run.track(PRIORS, "Telling other shares")]
         true = found.pool.truth.double().mean().item()
@@ -195,13 +196,6 @@ class PUCompression(Tuning):
             pictures_figure(found),
         ]
         return tuple(shown)
-
-    def _features(self, positives: Split, pool: Split, setting: Setting, run: Run) -> tuple[Tensor, Tensor]:
-        """(P, C) and (U, C)."""
-        with run.step(0, 2):
-            inside = pooled_features(setting.teacher, positives, self.features, run)
-        with run.step(1, 2):
-            return inside, pooled_features(setting.teacher, pool, self.features, run)
 
     def _learn(self, inside: Tensor, unknown: Tensor, prior: float, run: Run) -> Scoring:
         """The classifier of features (P, C) and (U, C), as it is declared."""
