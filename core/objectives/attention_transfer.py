@@ -54,7 +54,9 @@ class AttentionTransfer(Objective):
         "flip": True,
     }
 
-    weight: float = number(1000.0, 0.0, 10000.0, 10.0, help="Weight of the difference between attention maps")
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"weight": 1000.0, "power": 2.0}}
+
+    weight: float = number(100.0, 0.0, 10000.0, 10.0, help="Weight of the difference between attention maps")
     power: float = number(
         2.0, 1.0, 8.0, 0.5, help="Exponent of activations: large ones count the strongest only"
     )
