@@ -445,7 +445,7 @@ class Toy:
     and g by w - w^2 / 2 - price, within [0, 1].
     """
 
-    price: float
+    price: float | Tensor  # a tensor: many of them at once
     decay: float
 
     def objective(self, weight: Tensor, gate: Tensor) -> Tensor:
