@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.bundles import Setting, Split
+from core.cost import twin
 from core.criterion import sample
 from core.distillation import divergence, task_loss
 from core.errors import UnsupportedModelError
@@ -71,10 +72,10 @@ def shared_layers(who: str, teacher: nn.Module, student: nn.Module, images: Tens
 
 
 def _layer_by_size(network: nn.Module, images: Tensor) -> dict[tuple[int, int], str]:
+    network = twin(network).eval()
     names = feature_layers(network, images)
-    return {
-        tuple(maps.shape[2:]): name for name, maps in zip(names, maps_of(network, names, images), strict=True)
-    }
+    every = maps_of(network, names, images)
+    return {tuple(maps.shape[2:]): name for name, maps in zip(names, every, strict=True)}
 
 
 @torch.no_grad()
@@ -380,10 +381,12 @@ def paraphrase_view(made: Mapping[str, Paraphrase], maps: Tensor) -> Figure:
         if len(made) == 1:
             panels[f"channel {channel}, what is wrong"] = (*back.values(),)[0][0, channel] - maps[0, channel]
     size = maps.norm().item() or 1.0
-    said = ", ".join(f"{name} with an error of {(b - maps).norm() / size:.0%}" for name, b in back.items())
+    errors = {name: f"{(again - maps).norm() / size:.0%}" for name, again in back.items()}
+    said = " and ".join(f"{e} ({name})" if len(made) > 1 else e for name, e in errors.items())
     return heat(
         "One picture's maps and how they come back",
-        f"All {maps.shape[1]} maps of this picture: {said} of their norm. Shown are the strongest.",
+        f"The {maps.shape[1]} maps of this picture come back with an error of {said} of their norm. "
+        f"Shown: its {len(chosen)} strongest.",
         panels,
     )
 

@@ -348,6 +348,11 @@ def test_layers_are_paired_by_the_size_of_their_maps(setting):
         ("layer2", "layer2"),
     ]
     assert shared_layers("x", setting.teacher, plain, images) == [("layer2", "1")]
+    training = TinyResNet().train()
+    before = copy.deepcopy(training.state_dict())
+    shared_layers("x", setting.teacher, training, images)
+    assert training.bn1.training
+    assert all(torch.equal(value, before[name]) for name, value in training.state_dict().items())
     odd = nn.Sequential(nn.Conv2d(3, 4, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(100, 4))
     with pytest.raises(
         UnsupportedModelError, match=r"^x: the model must have feature maps of a size .*, got \["

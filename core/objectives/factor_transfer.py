@@ -186,7 +186,7 @@ def _match(history: pd.DataFrame) -> Figure:
     return Figure(
         "Factor match",
         f"The cosine of the network's translated factors with the original's was {before:.2f} before and is "
-        f"{after:.2f} after {len(history)} epochs (mean of up to {MATCHED} validation pictures).",
+        f"{after:.2f} after epoch {len(history)} (mean of up to {MATCHED} validation pictures).",
         pd.concat([start, history[["epoch", "factor_cosine"]]]),
         "epoch",
         "factor_cosine",
