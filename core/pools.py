@@ -21,7 +21,6 @@ class Pool:
     pictures: Split  # (N, C, H, W); its labels are all 0
     origin: Tensor  # (N,) int64, of `origins`
     origins: tuple[str, ...]
-    inside: frozenset[str] = frozenset({INSIDE})  # origins that are in the domain
 
     def __len__(self) -> int:
         return len(self.origin)
@@ -29,7 +28,7 @@ class Pool:
     @property
     def truth(self) -> Tensor:
         """(N,) bool: is it in the domain?"""
-        return torch.tensor([name in self.inside for name in self.origins])[self.origin]
+        return self.origin == self.origins.index(INSIDE)
 
     def names(self) -> list[str]:
         """Where each picture came from."""
@@ -54,9 +53,8 @@ def divide(train: Split, per_class: int) -> tuple[Split, Split]:
 def mixed(inside: Split, outside: Mapping[str, Tensor], size: int, share: float) -> Pool:
     """At most `size` pictures in random order: `share` of `inside`, the rest in equal parts of `outside`.
 
-    `outside` maps an origin to pixels (n, C, H, W). The pool is as large as the pictures allow at that share.
-
-    It has at least one picture of each kind.
+    `outside` maps an origin to pixels (n, C, H, W). The pool is as large as the pictures allow at that
+    share, with at least one picture of each kind.
 
     Raises:
         ParameterError: there are not enough pictures for that.
@@ -114,19 +112,6 @@ def turned(held: Split, count: int) -> Tensor:
     """(count, C, H, W) uint8: pictures turned by a quarter, those that are not square by a half."""
     pixels = held.pixels[torch.randint(len(held), (count,))]
     return pixels.rot90(1 if pixels.shape[2] == pixels.shape[3] else 2, (2, 3))
-
-
-def adapted(pixels: Tensor, like: Split) -> Tensor:
-    """Pictures (n, c, h, w) uint8 of another data set in the shape of `like`: resized, grey or colour."""
-    channels, height, width = like.pixels.shape[1:]
-    values = pixels.float()
-    if values.shape[1] != channels:
-        values = values.mean(1, keepdim=True).expand(-1, channels, -1, -1)
-    if values.shape[2:] != (height, width):
-        values = F.interpolate(
-            values, size=(height, width), mode="bilinear", align_corners=False, antialias=True
-        )
-    return values.round().clamp(0, 255).to(torch.uint8)
 
 
 def shared_pictures(first: Split, second: Split) -> int:

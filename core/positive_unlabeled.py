@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -186,8 +187,9 @@ class Scoring:
 
 
 def standardised(positive: Tensor, unlabelled: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (P, C) and (U, C) less the mean of U, over its standard deviation."""
-    mean, spread = unlabelled.mean(0), unlabelled.std(0, correction=0).clamp(min=1e-6)
+    """Features (P, C) and (U, C) less the mean of U, over its standard deviation where there is any."""
+    mean, spread = unlabelled.mean(0), unlabelled.std(0, correction=0)
+    spread = spread.where(spread > 1e-6, 1.0)
     return (positive - mean) / spread, (unlabelled - mean) / spread
 
 
@@ -224,11 +226,18 @@ def learn(
 
 def _own_order(features: Tensor) -> Tensor:
     """Indices that sort the rows of (N, C), by the first column, equal ones by the next ..."""
-    rows = features.tolist()
-    return torch.tensor(sorted(range(len(rows)), key=rows.__getitem__))
+    return torch.from_numpy(np.lexsort(features.numpy().T[::-1]))
 
 
-def _train(network, positive, unlabelled, prior, risk_of, epochs: int, run: Run) -> list[dict[str, float]]:
+def _train(
+    network: nn.Module,
+    positive: Tensor,
+    unlabelled: Tensor,
+    prior: float,
+    risk_of: Callable[[Tensor, Tensor, float], Risk],
+    epochs: int,
+    run: Run,
+) -> list[dict[str, float]]:
     """Adam on features: no pictures and no convolutions, so none of what `training.fit` is for."""
     optimizer, rows = torch.optim.Adam(network.parameters(), lr=RATE, weight_decay=DECAY), []
     for _ in run.track(range(epochs), "Learning what is in the domain"):

@@ -48,12 +48,13 @@ class Selection:
                 f"{count:,} of {len(self.pool):,} pictures were chosen; {precision:.1%} of them are in the "
                 f"domain (precision), and {recall:.1%} of those in the domain were chosen (recall)"
             )
+        words = "Nothing was chosen, so only the kept pictures were used"
         if self.scoring is not None and self.scoring.collapsed():
-            return (
-                "Nothing was chosen: the classifier ended at the trivial solution, in which everything is "
-                f"outside and the risk ({self.scoring.risk:.3f}) is the prior; more passes may help"
+            words += (
+                ": the classifier ended at the trivial solution, in which everything is outside and the risk "
+                f"({self.scoring.risk:.3f}) is the prior; more passes may help"
             )
-        return "Nothing was chosen, so only the kept pictures were used"
+        return words
 
 
 def judged(chosen: Tensor, truth: Tensor) -> tuple[int, float, float]:
