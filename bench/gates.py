@@ -43,9 +43,10 @@ REFERENCE: dict[str, dict[str, Any]] = {
         for share in (0.0, 0.5, 1.0)
     },
     "raw steps, blocks pay 50%, warm-up": {"strength": 0.3} | RAW | {"warm_up": 0.25},
-    "raw steps of 2, blocks pay 50%": {"strength": 0.3} | RAW | {"gate_step": 2.0},
+    "raw steps of 2": {"strength": 0.3} | RAW | {"gate_step": 2.0},
+    "raw steps of 2, warm-up": {"strength": 0.3} | RAW | {"gate_step": 2.0, "warm_up": 0.25},
 }
-PRETRAINED: dict[str, dict[str, Any]] = {f"strength {nu:g}": {"strength": nu} for nu in (0.1, 1.0, 2.0)}
+PRETRAINED: dict[str, dict[str, Any]] = {f"strength {nu:g}": {"strength": nu} for nu in (1.0, 2.0)}
 
 
 class Blocks(nn.Module):
@@ -113,7 +114,7 @@ def measured(setting: Setting, test: Split, seed: int, given: Mapping[str, Any])
     }
 
 
-def rows(part: str, seeds: int) -> Iterator[dict[str, Any]]:
+def rows(part: str, seeds: int, only: str) -> Iterator[dict[str, Any]]:
     build, common, settings = {
         "reference": (reference, SLOW, REFERENCE),
         "pretrained": (pretrained, {}, PRETRAINED),
@@ -121,6 +122,8 @@ def rows(part: str, seeds: int) -> Iterator[dict[str, Any]]:
     for seed in range(seeds):
         setting, test = build(seed)
         for name, given in settings.items():
+            if only not in name:
+                continue
             row = {"setting": name, "seed": seed} | measured(setting, test, seed, common | given)
             print(
                 *(f"{value:.3f}" if isinstance(value, float) else value for value in row.values()), flush=True
@@ -132,9 +135,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.gates", description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("reference", "pretrained"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="settings with this in their name")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    table = pd.DataFrame(list(rows(options.part, options.seeds)))
+    table = pd.DataFrame(list(rows(options.part, options.seeds, options.only)))
     means = table.drop(columns=["seed", "channels"]).groupby("setting", sort=False).mean()
     print(means.round(3).to_string())
 

@@ -9,7 +9,7 @@ Discovery", 2024, arXiv:2411.09127.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -34,7 +34,7 @@ CLOSED = 0.02  # a gate that falls this low is closed for good
 FALL = 0.3  # share of the training in which a gate of the highest price and of no use closes
 LEAP = 3  # longest step of a gate, in those of one that has the highest price and is of no use
 BATCH = 250  # pictures in one forward pass
-FEWEST = 40  # steps that a training of gates is taken to have at least
+FEWEST = 40  # steps that a training is taken to have at least: in fewer, noise would close gates
 NONE = -1  # the gate of what has none: always open, the last of the values with `_padded`
 
 
@@ -71,9 +71,9 @@ class Sites:
 def find_sites(model: nn.Module, example: Tensor) -> Sites:
     """The gates that `model` can have; `example` is (1, C, H, W).
 
-    A group of channels has gates where one layer writes it and one other reads it: so the stem, the
-    logits and what flows along shortcuts have none. Where
-    channels cannot be followed, only blocks have gates.
+    A group of channels has gates where one layer writes it and one other reads it, the first layer
+    aside: so the stem, the logits and what flows along shortcuts have none. Where channels cannot be
+    followed, only blocks have gates.
 
     Raises:
         UnsupportedModelError: there is neither such a group nor a block that can go.
@@ -92,27 +92,20 @@ def find_sites(model: nn.Module, example: Tensor) -> Sites:
     for group in found:
         slices[group.name] = slice(start, start + group.width)
         for slot in group.slots:
-            home = homes.setdefault(
-                (slot.layer, slot.side), _nobody(model.get_submodule(slot.layer), slot.side)
-            )
+            layer = model.get_submodule(slot.layer)
+            home = homes.setdefault((slot.layer, slot.side), _nobody(layer, slot.side))
             home[slot.channels] = start + slot.units
         start += group.width
     readers = {group.name: reader for group, reader in found.items()}
+    carrying = carriers(model, example, blocks, readers.values())
     inside = {
         name: start + index
         for name, reader in readers.items()
         for index, block in enumerate(blocks)
         if block.holds(reader)
     }
-    carrying = carriers(model, example, blocks, readers.values())
-    return Sites(
-        slices,
-        blocks,
-        homes,
-        readers,
-        inside,
-        frozenset(n for n, reader in readers.items() if reader in carrying),
-    )
+    essential = frozenset(name for name, reader in readers.items() if reader in carrying)
+    return Sites(slices, blocks, homes, readers, inside, essential)
 
 
 def _between_two_layers(model: nn.Module, found: tuple[Group, ...]) -> dict[Group, str]:
@@ -205,7 +198,7 @@ def _padded(values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Terms:
+class Tariff:
     """What a gate pays, and how far it moves.
 
     `strength` (nu) is the price of the whole prunable part; `layer_share` (beta) of it is paid by
@@ -233,12 +226,14 @@ class Gates:
     `values` (G,) are the probabilities. They hold their places when the network gets smaller.
     """
 
-    def __init__(self, sites: Sites, costs: Costs, terms: Terms, device: str = "cpu") -> None:
-        self.sites, self.costs, self.terms = sites, costs, terms
+    def __init__(self, sites: Sites, costs: Costs, tariff: Tariff, device: str = "cpu") -> None:
+        self.sites, self.costs, self.tariff = sites, costs, tariff
         self.homes = dict(sites.homes)  # as the sides of layers are now
-        self._pays = torch.full((sites.count,), terms.strength * (1 - terms.layer_share), dtype=torch.float64)
-        self._pays[sites.units :] = terms.strength * terms.layer_share
-        start = torch.where(self._pays > 0, terms.initial, 1.0)
+        self._pays = torch.full(
+            (sites.count,), tariff.strength * (1 - tariff.layer_share), dtype=torch.float64
+        )
+        self._pays[sites.units :] = tariff.strength * tariff.layer_share
+        start = torch.where(self._pays > 0, tariff.initial, 1.0)
         self.values = start.float().to(device).requires_grad_()
         self._pace = self._paces(self.prices())
         self._cut: set[Block] = set()
@@ -250,7 +245,7 @@ class Gates:
 
     def prices(self) -> Tensor:
         """(G,) what every gate pays per unit of its probability, the others being as they are."""
-        return self._pays * self.costs.prices(self.values.cpu(), self.terms.compute_share)
+        return self._pays * self.costs.prices(self.values.cpu(), self.tariff.compute_share)
 
     def _paces(self, prices: Tensor) -> Tensor:
         """(G,) sizes of a step; units and blocks each have their own, as blocks are far dearer."""
@@ -258,7 +253,7 @@ class Gates:
         for family in (slice(0, self.sites.units), slice(self.sites.units, None)):
             highest = prices[family].max().item() if len(prices[family]) else 0.0
             if highest > 0:
-                pace[family] = self.terms.step or self.terms.fall / highest
+                pace[family] = self.tariff.step or self.tariff.fall / highest
         return pace
 
     def norms(self, model: nn.Module) -> Iterator[nn.Parameter]:
@@ -285,7 +280,7 @@ class Gates:
             for handle in handles:
                 handle.remove()
 
-    def _at_input(self, layer: str):
+    def _at_input(self, layer: str) -> Callable:
         def hook(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
             (x,) = args
             gate = self._gate(self.homes[layer, "in"], len(x), module.training).to(x.dtype)
@@ -327,8 +322,8 @@ class Gates:
         if self.values.grad is None:
             return
         downhill = self._pace * (self.values.grad.cpu() + self.prices())
-        if not self.terms.step:
-            most = LEAP * self.terms.fall
+        if not self.tariff.step:
+            most = LEAP * self.tariff.fall
             downhill = downhill.clamp(-most, most)
         self._set(self.values.detach().cpu() - downhill)
 

@@ -18,7 +18,7 @@ from core.gates import (
     FALL,
     Costs,
     Gates,
-    Terms,
+    Tariff,
     Toy,
     best_prior,
     expectation,
@@ -34,7 +34,7 @@ from core.run import Run
 from core.weights import read_model, save_model
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
-TERMS = Terms(strength=1.0, layer_share=0.5, compute_share=0.5, initial=0.9, updates=100)
+TARIFF = Tariff(strength=1.0, layer_share=0.5, compute_share=0.5, initial=0.9, updates=100)
 
 
 class Projecting(nn.Module):
@@ -82,9 +82,9 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
     return vary(MODELS[name](**options).build(tuple(example.shape[1:]), 4)).eval(), example
 
 
-def gates_of(model: nn.Module, example: torch.Tensor, terms: Terms = TERMS) -> Gates:
+def gates_of(model: nn.Module, example: torch.Tensor, tariff: Tariff = TARIFF) -> Gates:
     sites = find_sites(model, example)
-    return Gates(sites, Costs(model, example, sites), terms)
+    return Gates(sites, Costs(model, example, sites), tariff)
 
 
 # ------------------------------------------------------------------------------------ the mathematics
@@ -260,7 +260,7 @@ def test_the_order_of_prices_turns_with_what_is_counted():
 @pytest.mark.parametrize(("share", "paying"), [(0.0, "units"), (1.0, "blocks")])
 def test_who_pays_nothing_is_open_and_stays_so(share, paying):
     model, example = network("tiny")
-    gates = gates_of(model, example, Terms(1.0, share, 0.5, 0.9, 100))
+    gates = gates_of(model, example, Tariff(1.0, share, 0.5, 0.9, 100))
     units = torch.arange(gates.sites.count) < gates.sites.units
     pays = units if paying == "units" else ~units
     assert ((gates.prices() > 0) == pays).all()
@@ -344,7 +344,7 @@ def test_the_straight_through_estimate_is_the_difference_where_the_loss_is_linea
 
 def test_a_useless_gate_of_the_highest_price_closes_after_the_promised_share_of_the_training():
     model, _ = network("tiny")
-    gates = gates_of(model, EXAMPLE, Terms(0.3, 0.0, 0.5, 0.9, 100))
+    gates = gates_of(model, EXAMPLE, Tariff(0.3, 0.0, 0.5, 0.9, 100))
     steps = 0
     while gates.open[: gates.sites.units].all():
         gates.values.grad = torch.zeros(gates.sites.count)
@@ -355,7 +355,7 @@ def test_a_useless_gate_of_the_highest_price_closes_after_the_promised_share_of_
 
 def test_gates_stay_in_the_unit_interval_and_what_has_closed_stays_closed():
     model, _ = network("tiny")
-    gates, random = gates_of(model, EXAMPLE, Terms(1.0, 0.5, 0.5, 0.9, 100, step=1.0)), torch.Generator()
+    gates, random = gates_of(model, EXAMPLE, Tariff(1.0, 0.5, 0.5, 0.9, 100, step=1.0)), torch.Generator()
     closed = torch.zeros(gates.sites.count, dtype=torch.bool)
     for _ in range(60):
         gates.values.grad = torch.randn(gates.sites.count, generator=random) / 10

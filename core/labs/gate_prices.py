@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from core.bundles import Setting, Split
 from core.criterion import sample
 from core.figure import Figure
-from core.gates import Costs, Gates, Sites, Terms, best_prior, expectation, find_sites, prior_cost
+from core.gates import Costs, Gates, Sites, Tariff, best_prior, expectation, find_sites, prior_cost
 from core.lab import LABS, Lab
 from core.layers import private_copy
 from core.method import number
@@ -59,7 +59,7 @@ class GatePrices(Lab):
         parts = {block.name: [sites.gate(block)] for block in sites.blocks} or {
             name: list(range(part.start, part.stop)) for name, part in sites.groups.items()
         }
-        gates = Gates(sites, costs, Terms(self.strength, 0.5, 0.5, 1.0, 1), run.device)
+        gates = Gates(sites, costs, Tariff(self.strength, 0.5, 0.5, 1.0, 1), run.device)
 
         def objective(*closed: str) -> float:
             """Mean cross-entropy and price with these parts closed."""

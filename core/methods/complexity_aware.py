@@ -20,7 +20,7 @@ from core.cutting import width_of
 from core.errors import UnsupportedModelError
 from core.evaluation import correct, logits
 from core.figure import Figure, Reference
-from core.gates import CLOSED, Costs, Gates, Sites, Terms, find_sites, recalibrate
+from core.gates import CLOSED, Costs, Gates, Sites, Tariff, find_sites, recalibrate
 from core.layers import apply_mask, bake, prunable, require_prunable
 from core.method import choice, number
 from core.recipe import COMPRESSORS
@@ -88,7 +88,7 @@ class ComplexityAware(Tuning):
         if self.start == "scratch":
             _draw_again(model)
         steps = self.epochs * math.ceil(min(self.images, len(setting.train)) / self.batch_size)
-        gates = Gates(sites, Costs(model, example, sites), self._terms(steps), run.device)
+        gates = Gates(sites, Costs(model, example, sites), self._tariff(steps), run.device)
         task = _Gated(gates, self, round(self.warm_up * steps), _pattern(model, held))
         try:
             with gates.attached(model):
@@ -103,8 +103,8 @@ class ComplexityAware(Tuning):
         run.record(**_cost(gates), collapsed=float(gates.collapsed()), validation_accuracy=hits)
         return model
 
-    def _terms(self, steps: int) -> Terms:
-        return Terms(
+    def _tariff(self, steps: int) -> Tariff:
+        return Tariff(
             self.strength,
             self.layer_share,
             self.compute_share,
@@ -128,7 +128,7 @@ class ComplexityAware(Tuning):
             return shown  # nothing is left that could be priced
         left = Costs(after, example, sites)
         left.prunable = costs.prunable
-        gates = Gates(sites, left, replace(self._terms(1), initial=1.0), run.device)
+        gates = Gates(sites, left, replace(self._tariff(1), initial=1.0), run.device)
         if gates.prices().any():
             shown.append(_worth(gates, after, sample(setting.validation, JUDGED), run))
         return shown
