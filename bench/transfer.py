@@ -2,7 +2,7 @@
 
 python -m bench.transfer                       small CNN on Fashion-MNIST, three seeds: five minutes
 python -m bench.transfer --data cluttered-digits --images 6000 --epochs 20
-python -m bench.transfer --only FT "FT, collapsed"
+python -m bench.transfer --only CE FT fitnet:weight=0.1        some of them, or objectives as text
 python -m bench.transfer --paraphrasers --model resnet20 --data cluttered-digits   no students: a minute
 
 Prints a line per student, and at the end means and spreads. Minutes are those of one processor thread.
@@ -12,7 +12,6 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -23,6 +22,7 @@ from core.agreement import agreement
 from core.attribution import ATTRIBUTIONS, answers, explain
 from core.bundles import Setting, Split
 from core.evaluation import evaluate
+from core.method import from_text
 from core.objective import OBJECTIVES
 from core.recipe import COMPRESSORS, Recipe, compress
 from core.run import Run, seeded
@@ -32,43 +32,31 @@ from core.weights import load_dataset, load_model
 
 EXPLAINED = 100  # test pictures
 WIDTH = 0.25
-COLLAPSED = {
-    "reconstruction": "l1",
-    "paraphraser_optimizer": "sgd",
-    "paraphraser_images": 256,
-    "paraphraser_epochs": 5,
-}
-WAYS: dict[str, tuple[str, Mapping[str, Any]]] = {  # name -> objective with its hyper-parameters
-    "CE": ("labels", {}),
-    "KD": ("distillation", {}),
-    "AT, weight 1000": ("attention-transfer", {"weight": 1000.0}),
-    "AT": ("attention-transfer", {}),
-    "FitNet": ("fitnet", {}),
-    "FT": ("factor-transfer", {}),
-    "FT + KD": ("factor-transfer", {"share": 0.9}),
-    "FT, collapsed": ("factor-transfer", COLLAPSED),
+COLLAPSED = "reconstruction=l1,paraphraser_optimizer=sgd,paraphraser_images=256,paraphraser_epochs=5"
+WAYS = {  # name -> objective, its hyper-parameters behind a colon
+    "CE": "labels",
+    "KD": "distillation",
+    "AT": "attention-transfer",
+    "AT, weight 1000": "attention-transfer:weight=1000",
+    "FitNet": "fitnet",
+    "FitNet, weight 1": "fitnet:weight=1",
+    "FT": "factor-transfer",
+    "FT + KD": "factor-transfer:share=0.9",
+    "FT, collapsed": f"factor-transfer:{COLLAPSED}",
 }
 TOLD = ("factor_cosine_before", "factor_cosine", "paraphraser_error", "paraphraser_under_trained")
 
 
 def student(way: str, seed: int, setting: Setting, test: Split, **schedule: Any) -> dict[str, float]:
     """One student, and what became of it."""
-    name, values = WAYS[way]
-    tuning = COMPRESSORS["fine-tuning"](objective=OBJECTIVES[name](**values), **schedule)
-    recipe, run, start = (
-        Recipe((COMPRESSORS["student"](width=WIDTH), tuning), seed),
-        Run(),
-        time.process_time(),
-    )
+    objective = from_text(OBJECTIVES, WAYS.get(way, way))
+    tuning = COMPRESSORS["fine-tuning"](objective=objective, **schedule)
+    recipe = Recipe((COMPRESSORS["student"](width=WIDTH), tuning), seed)
+    run, start = Run(), time.process_time()
     network = compress(setting.teacher, setting, recipe, run).model
     seconds, found = time.process_time() - start, evaluate(network, test)
-    row = {
-        "way": way,
-        "seed": seed,
-        "accuracy": found.accuracy,
-        "maps": alike(network, setting.teacher, test),
-    }
-    row |= {"parameters": found.parameters, "seconds": seconds}
+    row = {"way": way, "seed": seed, "accuracy": found.accuracy, "parameters": found.parameters}
+    row |= {"maps": alike(network, setting.teacher, test), "seconds": seconds}
     return row | {name: run.records[-1].get(name, math.nan) for name in TOLD}
 
 
@@ -76,9 +64,8 @@ def alike(network: nn.Module, teacher: nn.Module, test: Split) -> float:
     """Mean rank correlation of both networks' integrated gradients for the teacher's classes."""
     images, method = test.take(slice(EXPLAINED)).images, ATTRIBUTIONS["integrated-gradients"](steps=16)
     classes = answers(teacher, images).argmax(1)
-    return agreement(*(explain(net, method, images, classes) for net in (teacher, network))).means()[
-        "spearman"
-    ]
+    maps = [explain(net, method, images, classes) for net in (teacher, network)]
+    return agreement(*maps).means()["spearman"]
 
 
 def paraphrasers(setting: Setting, seeds: int) -> pd.DataFrame:
@@ -115,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--paraphrasers", action="store_true")
-    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--only", nargs="+", default=list(WAYS))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     data, teacher = load_dataset(options.data), load_model(options.model, options.data).module

@@ -242,8 +242,8 @@ class Paraphrase:
     """A trained paraphraser, and how well it does.
 
     Errors are mean squared ones on validation pictures, divided by that of predicting every channel's
-    mean. It is the same scale whatever the paraphraser was trained with: a network that answers with
-    zeros has a lower absolute error than the means on sparse maps, but never a lower squared one.
+    mean, whatever was minimised: on sparse maps answering with zeros has a lower absolute error than
+    the means, but never a lower squared one.
     """
 
     paraphraser: Paraphraser  # eval mode, frozen
@@ -257,7 +257,7 @@ class Paraphrase:
 
     @property
     def trained(self) -> bool:
-        """Do the factors hold enough of the maps to be worth learning?"""
+        """Do the factors hold enough of the maps?"""
         return self.error < ENOUGH
 
     @property
@@ -266,7 +266,7 @@ class Paraphrase:
         missed = f"what comes back misses {self.error:.0%} of what varies in the maps"
         if self.trained:
             return f"Through {self.factors} channels, {missed}"
-        return f"Paraphraser under-trained: {missed}, and from {ENOUGH:.0%} on factors are not worth learning"
+        return f"Paraphraser under-trained: {missed}, and {ENOUGH:.0%} is too much"
 
 
 def paraphrase(maps: Tensor, watched: Tensor, how: Paraphrasing, run: Run) -> Paraphrase:
@@ -356,18 +356,13 @@ def strongest(maps: Tensor, count: int) -> list[int]:
     return power.topk(min(count, len(power))).indices.tolist()
 
 
-def panels_of(panels: Mapping[str, Tensor]) -> pd.DataFrame:
-    """Maps (H, W) as the table of a figure of heat: panel, row, column, value."""
+def heat(title: str, finding: str, panels: Mapping[str, Tensor]) -> Figure:
+    """Up to six maps (H, W) as pictures."""
     parts = []
     for panel, values in panels.items():
         table = pd.DataFrame(values.double().cpu().numpy()).rename_axis("row").reset_index()
         parts.append(table.melt("row", var_name="column", value_name="value").assign(panel=panel))
-    return pd.concat(parts, ignore_index=True)
-
-
-def heat(title: str, finding: str, panels: Mapping[str, Tensor]) -> Figure:
-    """Up to six maps (H, W) as pictures."""
-    return Figure(title, finding, panels_of(panels), "column", "row", "heat", panel="panel", value="value")
+    return Figure(title, finding, pd.concat(parts), "column", "row", "heat", panel="panel", value="value")
 
 
 @torch.no_grad()
@@ -376,10 +371,11 @@ def paraphrase_view(made: Mapping[str, Paraphrase], maps: Tensor) -> Figure:
     back = {name: each.paraphraser(maps) for name, each in made.items()}
     chosen, panels = strongest(maps, 2), {}
     for channel in chosen:
-        panels[f"channel {channel}"] = maps[0, channel]
-        panels |= {f"channel {channel}, {name}": again[0, channel] for name, again in back.items()}
+        truth, again = maps[0, channel], {name: every[0, channel] for name, every in back.items()}
         if len(made) == 1:
-            panels[f"channel {channel}, what is wrong"] = (*back.values(),)[0][0, channel] - maps[0, channel]
+            again["what is wrong"] = next(iter(again.values())) - truth
+        panels |= {f"channel {channel}": truth}
+        panels |= {f"channel {channel}, {name}": values for name, values in again.items()}
     size = maps.norm().item() or 1.0
     errors = {name: f"{(again - maps).norm() / size:.0%}" for name, again in back.items()}
     said = " and ".join(f"{e} ({name})" if len(made) > 1 else e for name, e in errors.items())

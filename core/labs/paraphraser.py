@@ -39,7 +39,7 @@ class Paraphraser(Lab):
     An autoencoder of three 3 x 3 convolutions and three transposed ones learns it without labels.
     Move the rate to tighten or widen the bottleneck. Beside it another one is trained as long with
     the absolute error and SGD: maps are mostly zeros, and answering with zeros is where it stays at
-    first. Its factors say nothing, and a student that learns them learns nothing.
+    first. What its factors say of the maps is left to chance.
 
     The best linear code of as many channels, place by place (principal components), is what a
     paraphraser has to compete with; it also looks at a place's neighbours.

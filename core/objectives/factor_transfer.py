@@ -50,7 +50,7 @@ class FactorTransfer(Objective):
     weight x sqrt(D / 2048) times the mean |difference| (l1) or squared difference (l2) of their D
     numbers, so that a weight means the same for all networks. Paraphraser and translator are thrown
     away. A paraphraser that misses 60 % or more of what varies in the maps is called under-trained:
-    its factors say little, and a strong weight then does harm.
+    what its factors say of them is left to chance.
 
     Source: Kim, Park and Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer",
     NeurIPS 2018, arXiv:1802.04977, section 3, with its authors' code.

@@ -48,7 +48,7 @@ class FitNet(Objective):
     name: ClassVar[str] = "fitnet"
     title: ClassVar[str] = "FitNet hints"
 
-    weight: float = number(1.0, 0.0, 100.0, 0.1, help="Weight of the regressor's error")
+    weight: float = number(0.1, 0.0, 100.0, 0.1, help="Weight of the regressor's error")
     hint: str = choice("middle", "last", help="Which of the original's layers gives the hint")
     share: float = share_field(0.0)
     temperature: float = temperature_field()
