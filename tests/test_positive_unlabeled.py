@@ -511,7 +511,7 @@ def chosen(setting):
 
 
 def test_what_is_kept_and_what_is_pooled_are_apart_and_of_the_training_part(chosen, setting):
-    found = chosen(pool=60, share=0.5)
+    found = chosen(pool=60, share=0.5, outside="far")
     assert len(found.positives) == 4 * CLASSES
     assert shared_pictures(found.positives, setting.train) == len(found.positives)
     assert shared_pictures(found.positives, found.pool.pictures) == 0
@@ -546,7 +546,7 @@ def test_a_threshold_and_a_limit_narrow_the_choice(chosen):
 
 def test_a_prior_of_zero_is_estimated_and_another_one_is_told(chosen):
     assert chosen(prior=0.37).scoring.prior == 0.37
-    assert chosen(share=0.3).scoring.prior == pytest.approx(0.3, abs=0.1)
+    assert chosen(share=0.3, outside="far").scoring.prior == pytest.approx(0.3, abs=0.1)
 
 
 def test_pictures_of_the_validation_part_are_refused(setting):
@@ -624,7 +624,7 @@ def test_chosen_pictures_teach_a_student_what_random_ones_do_not(digits):
     found = {"nnpu": [], "random": []}
     for seed in range(2):
         for name, accuracies in found.items():
-            step = PUCompression(positives=3, estimator=name, crop=1, pool=1000)
+            step = PUCompression(positives=3, estimator=name, outside="far", crop=1, pool=1000)
             result = compress(setting.teacher, setting, Recipe((Student(width=0.5), step), seed))
             accuracies.append(evaluate(result.model, data.test).accuracy)
     means = {name: sum(values) / len(values) for name, values in found.items()}

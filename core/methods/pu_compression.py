@@ -94,7 +94,7 @@ class PUCompression(Tuning):
     )
     pool: int = number(2000, 20, 100_000, 10, help="Pictures of the pool, fewer where pictures run out")
     share: float = number(0.2, 0.05, 0.95, 0.05, help="Share of the pool that is in the domain")
-    outside: str = choice("far", "near", "both", help="What the rest of the pool is")
+    outside: str = choice("both", "far", "near", help="What the rest of the pool is")
     estimator: str = choice(*ESTIMATORS, *BASELINES, help="What chooses from the pool")
     prior: float = number(0.0, 0.0, 0.95, 0.01, help="Share that the classifier is told; 0: estimated")
     features: str = choice(*FEATURES, help="Of every stage, with a gate or without, or of the last one")
