@@ -16,6 +16,7 @@ from core.errors import Stopped, TrainingError, UnsupportedModelError
 from core.gates import (
     CLOSED,
     FALL,
+    LEAP,
     Costs,
     Gates,
     Tariff,
@@ -351,6 +352,14 @@ def test_a_useless_gate_of_the_highest_price_closes_after_the_promised_share_of_
         gates.advance()
         steps += 1
     assert steps == pytest.approx(FALL * 100 * (1 - CLOSED / 0.9), abs=1)
+
+
+def test_noise_moves_a_gate_by_three_such_steps_at_most():
+    model, _ = network("tiny")
+    gates = gates_of(model, EXAMPLE, Tariff(0.01, 0.5, 0.5, 0.9, 100))
+    gates.values.grad = torch.full((gates.sites.count,), 100.0)
+    gates.advance()
+    assert torch.allclose(gates.values.detach(), torch.tensor(0.9 - LEAP * 0.9 / (FALL * 100)))
 
 
 def test_gates_stay_in_the_unit_interval_and_what_has_closed_stays_closed():

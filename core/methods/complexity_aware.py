@@ -243,6 +243,7 @@ def _over_time(history: pd.DataFrame) -> Figure:
     epochs = history.dropna(subset="epoch")
     names = {c: c.removeprefix(GATE) for c in epochs if c.startswith(GATE)}
     table = epochs.rename(columns=names).melt("epoch", list(names.values()), "layer", "gate")
+    table["epoch"] = table.epoch.astype(int)
     last = epochs.iloc[-1].rename(names)[list(names.values())].astype(float)
     closed = [name for name in names.values() if last[name] == 0]
     finding = (
@@ -314,7 +315,7 @@ def _speed(history: pd.DataFrame, costs: Costs) -> Figure:
     table["macs"] = table.macs.shift(1).fillna(costs.full[0].item()) / 1e6  # what closes goes after the epoch
     first, last = table.iloc[0], table.iloc[-1]
     return Figure(
-        "What closes makes training faster",
+        "How long an epoch takes with what is left",
         f"The first epoch took {first.seconds:.2f} s with {first.macs:.2f} million multiply-adds a "
         f"picture, the last {last.seconds:.2f} s with {last.macs:.2f} million.",
         table,
