@@ -130,13 +130,13 @@ def fit(
     training.resume(checkpoint)
     try:
         for epoch in run.track(range(training.done, schedule.epochs), "Training"):
-            means = training.epoch(train, epoch)
-            training.end_epoch(epoch, means, validation)
-            training.save(checkpoint)
             if training.out_of_patience():
-                model.load_state_dict(training.best.state)
-                return
-        if schedule.ema:
+                break
+            training.end_epoch(epoch, training.epoch(train, epoch), validation)
+            training.save(checkpoint)
+        if training.out_of_patience():
+            model.load_state_dict(training.best.state)
+        elif schedule.ema:
             model.load_state_dict(training.average.module.state_dict())
     except Stopped:
         model.load_state_dict(training.best.state)

@@ -414,7 +414,7 @@ class Scripted(Task):
         model[1].bias.data = torch.tensor([10.0 * (epoch + 1), 0.0]) * (1 if self.shares[epoch] else -1)
 
 
-def scripted(shares, stop_after=None, **schedule):
+def scripted(shares, stop_after=None, checkpoint=None, **schedule):
     """(network, run) after training on pictures that all are of class 0: accuracy is 1 or 0."""
     data = quadrants(8, seed=1)
     data.labels[:] = 0
@@ -427,7 +427,7 @@ def scripted(shares, stop_after=None, **schedule):
     run.on_progress = interrupt
     settings = Schedule(epochs=len(shares), learning_rate=1e-6, batch_size=1, weight_decay=0.0, **schedule)
     try:
-        fit(model, data, Scripted(shares), settings, run, validation=data)
+        fit(model, data, Scripted(shares), settings, run, validation=data, checkpoint=checkpoint)
     except Stopped:
         assert stop_after
     return model, run
@@ -441,10 +441,16 @@ def test_who_stops_gets_the_best_epoch_so_far():
     )  # the third epoch: of equals the one that trained longest
 
 
-def test_patience_ends_a_training_that_gets_no_better_and_takes_the_best_epoch():
+def test_patience_ends_a_training_that_gets_no_better_and_takes_the_best_epoch(tmp_path):
     model, run = scripted([0, 1, 0, 0, 0, 0], patience=2)
     assert len(run.records) == 4
     assert model[1].bias[0].item() == pytest.approx(20)
     assert len(scripted([0, 1, 0, 0, 0, 0], patience=0)[1].records) == 6
+    path = tmp_path / "x.ckpt"
+    ended = [
+        scripted([0, 1, 0, 0, 0, 0], patience=2, checkpoint=path) for _ in range(2)
+    ]  # resumed: nothing is left
+    assert equal(*(model for model, _ in ended))
+    assert [len(run.records) for _, run in ended] == [4, 4]
     with pytest.raises(TrainingError, match="must be validation pictures where patience ends it, got none"):
         train(Schedule(**QUICK, patience=1))
