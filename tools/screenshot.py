@@ -5,16 +5,20 @@ writes docs/screenshots/NAME.png.
 """
 
 import contextlib
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from tools.chromium import launch
 
@@ -37,6 +41,41 @@ PICTURES = {
     "learn": ("/learn?lab=rank-of-training", "light"),
 }
 
+STEPS = [
+    'prune-weights{"scope":"global","sparsity":0.95}',
+    'fine-tuning{"epochs":12,"objective":{"method":"attribution-matching"}}',
+]
+JOB = "/methods?" + urlencode({"m": "small-cnn--cluttered-digits", "steps": json.dumps(STEPS)})
+WHOLE = 3000  # pixels: a window in which a whole result fits
+
+
+def job(browser: Browser, address: str) -> None:
+    """A job begun, left, found again while it goes on, cancelled, begun anew and done: five pictures."""
+
+    def show(name: str, until: str, height: int = HEIGHT) -> Page:
+        page = browser.new_page(viewport={"width": WIDTH, "height": height})
+        page.goto(address + JOB)
+        page.get_by_text(re.compile(until)).first.wait_for(timeout=PATIENCE * 1000)
+        page.wait_for_timeout(3000)
+        page.screenshot(path=FOLDER / f"job-{name}.png")
+        print(FOLDER / f"job-{name}.png")
+        return page
+
+    page = show("begin", "takes its time")
+    page.get_by_role("button", name="Carry out").click()
+    page.get_by_role("button", name="Cancel").wait_for()
+    page.close()
+    show("running", "Validation accuracy went").close()
+    page = show("found-again", r"in ([4-9]|1\d) epochs")
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("Cancelled.").wait_for()
+    page.close()
+    page = show("cancelled", "How did the training go")
+    page.get_by_role("button", name="Carry out").click()
+    page.get_by_role("button", name="Cancel").wait_for()
+    page.close()
+    show("done", "How far the maps agree", WHOLE).close()
+
 
 @contextlib.contextmanager
 def server() -> Iterator[str]:
@@ -45,7 +84,15 @@ def server() -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless", "true"]
-    process = subprocess.Popen([*command, "--server.port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:  # as on a fresh machine
+        environment = os.environ | {"PRUNESCOPE_CACHE": cache}
+        process = subprocess.Popen(
+            [*command, "--server.port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL, env=environment
+        )
+        yield from _serving(port, process)
+
+
+def _serving(port: int, process: subprocess.Popen) -> Iterator[str]:
     try:
         address = f"http://127.0.0.1:{port}"
         _wait(f"{address}/_stcore/health", process)
@@ -81,7 +128,10 @@ def main(names: list[str]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with server() as address, sync_playwright() as playwright:
         browser = launch(playwright)
-        for name in names or PICTURES:
+        for name in names or [*PICTURES, "job"]:
+            if name == "job":
+                job(browser, address)
+                continue
             path, scheme = PICTURES[name]
             page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
             page.goto(address + path)
