@@ -37,7 +37,7 @@ PRUNED = {"sparsity": 0.97, "rounds": 4, "epochs": 3, "images": 2048, "learning_
 TAUGHT = {"epochs": 10, "images": 2048, "learning_rate": 0.05, "schedule": "one-cycle"}
 SMALL = {"crop": 0, "batch_size": 64}  # for the shapes
 REAL = {  # for real pictures
-    **{"sparsity": 0.8, "rounds": 2, "epochs": 2, "images": 300, "batch_size": 16, "learning_rate": 0.002},
+    **{"rounds": 2, "epochs": 2, "images": 300, "batch_size": 16, "learning_rate": 0.002},
     **{"weight_decay": 2e-4, "crop": 8, "flip": True},
 }
 SOFT = {"share": 0.9, "temperature": 4.0}  # of distillation
@@ -58,7 +58,11 @@ def taught(objective: Mapping[str, Any], **schedule: Any) -> tuple[Compressor, .
 
 ROWS = {  # what is compared: name -> objective
     "pruned": {name: {"variant": name} for name in ("none", "EWA", "SWA", "SSWA")},
-    "taught": {"none": {"variant": "none"}, "SWA, weight 0.8": {"variant": "SWA", "weight": 0.8}},
+    "taught": {
+        "none": {"variant": "none"},
+        "SWA, weight 0.2": {"variant": "SWA", "weight": 0.2},
+        "SWA, weight 0.8": {"variant": "SWA", "weight": 0.8},
+    },
 }
 MAKE = {"pruned": pruned, "taught": taught}
 
@@ -180,7 +184,7 @@ def _inside(shape: str, y: Tensor, x: Tensor, radius: float) -> Tensor:
     }[shape]
 
 
-def imagenet(weights: Path, seeds: int) -> pd.DataFrame:
+def imagenet(weights: Path, seeds: int, sparsity: float) -> pd.DataFrame:
     """SqueezeNet 1.1 on 300 pictures, measured on 300 others, with differences and their 95 % intervals."""
     bundle = load_model("torchvision:network=squeezenet1_1", "imagenet-val650", weights)
     data, teacher = load_dataset("imagenet-val650"), bundle.module
@@ -193,7 +197,9 @@ def imagenet(weights: Path, seeds: int) -> pd.DataFrame:
         tables = {}
         for name in ("none", "SWA"):
             start = time.monotonic()
-            made = compress(teacher, setting, Recipe(pruned({"variant": name}, **REAL), seed)).model
+            made = compress(
+                teacher, setting, Recipe(pruned({"variant": name}, sparsity=sparsity, **REAL), seed)
+            ).model
             tables[name] = drifted(made, teacher, test)
             row = {"variant": name, "seed": seed, **summary(tables[name])}
             row["spearman"] = elsewhere(made, teacher, test, 16)
@@ -243,6 +249,8 @@ def main() -> None:
     top = argparse.ArgumentParser(prog="python -m bench.matching", description=__doc__.splitlines()[0])
     top.add_argument("part", choices=("digits", "shapes", "students", "imagenet"))
     top.add_argument("--seeds", type=int, default=3)
+    top.add_argument("--epochs", type=int, default=10, help="students: passes over the pictures")
+    top.add_argument("--sparsity", type=float, default=0.6, help="imagenet: fraction that goes")
     top.add_argument("--weights", type=Path, help="imagenet: the file with SqueezeNet's weights")
     top.add_argument("--json", type=Path, help="also write the rows to this file")
     options = top.parse_args()
@@ -250,8 +258,8 @@ def main() -> None:
     table = {
         "digits": lambda: compare("pruned", shipped(options.seeds)),
         "shapes": lambda: compare("pruned", shapes(options.seeds), **SMALL, epochs=2, learning_rate=0.01),
-        "students": lambda: compare("taught", shapes(options.seeds), **SMALL),
-        "imagenet": lambda: imagenet(options.weights, options.seeds),
+        "students": lambda: compare("taught", shapes(options.seeds), **SMALL, epochs=options.epochs),
+        "imagenet": lambda: imagenet(options.weights, options.seeds, options.sparsity),
     }[options.part]()
     print(f"{options.part}, mean of {options.seeds} seeds", means(table).to_string(), sep="\n")
     if options.json:
