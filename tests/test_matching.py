@@ -474,12 +474,13 @@ def test_matched_networks_keep_the_originals_maps_and_naive_ones_do_not():
     original, found = look(bundle.module, test), {}
     for variant in ("none", "SWA"):
         step = COMPRESSORS["iterative-pruning"](
-            sparsity=0.95, rounds=2, images=768, learning_rate=0.1, objective=matching(variant=variant)
+            sparsity=0.9, rounds=2, images=1024, learning_rate=0.1, objective=matching(variant=variant)
         )
         model = compress(bundle.module, setting, Recipe((step,))).model
         found[variant] = summary(drift(original, look(model, test, original.classes), test))
     assert found["SWA"]["cosine"] > found["none"]["cosine"] + 0.05
-    assert found["SWA"]["accuracy"] > 0.3  # neither is a network that answers at random
+    assert found["SWA"]["auc"] > found["none"]["auc"] + 0.01
+    assert min(each["accuracy"] for each in found.values()) > 0.6
 
 
 # ---------------------------------------------------------------------- what comes with the program
