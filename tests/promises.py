@@ -15,6 +15,18 @@ from view.figures import draw
 EFFORT = {"epochs", "images", "permutations", "samples", "seeds", "steps", "units", "width"}  # lowest: quick
 
 
+LONG = {
+    "epochs",
+    "iterations",
+    "paraphraser_epochs",
+    "passes",
+    "permutations",
+    "population",
+    "rounds",
+    "steps",
+}
+
+
 class Stop(BaseException):
     """What a front end raises to cancel."""
 
@@ -23,8 +35,12 @@ def stop(progress) -> None:
     raise Stop
 
 
-def extremes(cls):
-    """The defaults, and every hyper-parameter at every end of its domain, the others at their defaults."""
+def extremes(cls, quick=False):
+    """The defaults, and every hyper-parameter at every end of its domain, the others at their defaults.
+
+    With `quick`, for those who carry them out, what only makes the same take longer is at its lowest.
+    """
+    short = {name: domain.low for name, domain in cls.domains().items() if quick and name in LONG}
     yield cls()
     for name, domain in cls.domains().items():
         match domain:
@@ -42,8 +58,8 @@ def extremes(cls):
                     for other in domain.registry
                     for value in accepted(cls, name, domain.registry[other])
                 ]
-        for value in values:
-            yield cls(**{name: value})
+        for value in values[:1] if name in short else values:
+            yield cls(**short | {name: value})
 
 
 def accepted(cls, name, other):

@@ -40,7 +40,7 @@ WEIGHTED = nn.Sequential(nn.Flatten(), nn.ReLU())  # has no weight at all
 class TestCriterion:
     def test_scores_every_layer_in_its_grain_at_every_extreme(self, name, tiny_model, setting):
         layers = prunable(tiny_model)
-        for criterion in extremes(CRITERIA[name]):
+        for criterion in extremes(CRITERIA[name], quick=True):
             scores = rank(criterion, tiny_model, setting).scores
             assert list(scores) == list(layers)
             for layer, score in scores.items():
@@ -154,7 +154,7 @@ class TestObjective:
         few = replace(
             setting, train=setting.train.take(slice(0, 8)), validation=setting.validation.take(slice(0, 4))
         )
-        for objective in extremes(OBJECTIVES[name]):
+        for objective in extremes(OBJECTIVES[name], quick=True):
             try:
                 model = self.tuned(objective, few, learning_rate=1e-3).model
             except UnsupportedModelError as error:
@@ -196,7 +196,7 @@ class TestCompressor:
         network = suitable(name).teacher
         setting = Setting(tiny_data.train.take(slice(0, 8)), tiny_data.validation.take(slice(0, 4)), network)
         images = tiny_data.test.images
-        for step in extremes(COMPRESSORS[name]):
+        for step in extremes(COMPRESSORS[name], quick=True):
             try:
                 model = compress(network, setting, Recipe((step,))).model
             except TrainingError as error:  # a learning rate of 10 may leave the finite numbers, and says so
