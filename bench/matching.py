@@ -3,7 +3,7 @@
 python -m bench.matching digits     the shipped small CNN on Cluttered digits, 97 % pruned: five minutes
 python -m bench.matching shapes     the same on made shapes, with networks trained here: three minutes
 python -m bench.matching students   students of a quarter of the channels, on those shapes: three minutes
-python -m bench.matching imagenet   SqueezeNet 1.1 on real pictures (--weights FILE): eight minutes
+python -m bench.matching imagenet   SqueezeNet 1.1 on real pictures (--weights FILE): four minutes a seed
 
 Prints a row per seed and variant, and their means. Minutes are those of one processor thread.
 """
