@@ -27,7 +27,10 @@ def feature_layers(model: nn.Module, images: Tensor) -> list[str]:
         return hook
 
     training = {module: module.training for module in model.modules()}
-    handles = [module.register_forward_hook(finish(name)) for name, module in model.named_modules() if name]
+    layers = {
+        name: module for name, module in model.named_modules() if name and ".parametrizations" not in name
+    }
+    handles = [module.register_forward_hook(finish(name)) for name, module in layers.items()]
     try:
         model.eval()
         with torch.no_grad():

@@ -5,6 +5,7 @@ import torch
 from tiny import TinyResNet, plain_network
 from torch import nn
 
+from core.layers import apply_mask
 from core.taps import feature_layers, tapped
 
 
@@ -21,6 +22,13 @@ def test_a_single_pixel_is_no_map_and_a_network_of_vectors_has_none():
     )
     assert feature_layers(network, images) == ["1"]
     assert feature_layers(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), images) == []
+
+
+def test_masks_are_no_feature_maps():
+    network, images = TinyResNet(), torch.rand(2, 3, 16, 16)
+    for layer in (network.conv1, network.layer2[1].conv2):
+        apply_mask(layer, torch.ones_like(layer.weight, dtype=torch.bool))
+    assert feature_layers(network, images) == ["layer1", "layer2"]
 
 
 def test_finding_leaves_modes_statistics_and_hooks_alone():
