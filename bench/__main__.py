@@ -6,6 +6,7 @@ python -m bench coverage              how often the first interval is right; tak
 python -m bench attributions          maps of six methods against Captum
 python -m bench memory                what 200 sliders moved leave behind
 python -m bench jobs                  what sliders cost while a job trains beside them
+python -m bench.matching | .transfer | .pu | .gates   three seeds of a paper that trains, see --help
 python -m bench criteria resnet20     every criterion on one network, see bench/criteria.py
 """
 

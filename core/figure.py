@@ -1,5 +1,7 @@
 """A finding as data: a table, how it is drawn, and what it says. Front ends draw it, a shell prints it."""
 
+import base64
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from core.as_json import plain
 
-Mark = Literal["line", "bars", "points", "heat"]
+Mark = Literal["line", "bars", "points", "heat", "pictures"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class Figure:
 
     `x`, `y`, `colour`, `panel`, `low`, `high` and `value` name columns. A line joins its points in
     the order of the table, and breaks where y is NaN. Bars stand side by side where `colour` tells
-    them apart. A heat map has a cell for every pair of x and y, coloured and labelled by `value`.
+    them apart. A heat map has a cell for every pair of x and y, coloured and labelled by `value`. Of
+    pictures, `x` holds their sources (see `picture`), `y` their captions, and those whose `value` is
+    true are marked.
 
     Raises:
         ValueError: a column that is named is not there, or there is no finding.
@@ -45,7 +49,7 @@ class Figure:
     panel: str = ""  # a small chart for each value, on the same axes; at most six
     low: str = ""  # ends of an interval around y
     high: str = ""
-    value: str = ""  # of a cell of a heat map
+    value: str = ""  # of a cell of a heat map; of a picture, whether it is marked
     log: frozenset[str] = frozenset()  # columns on a logarithmic axis
     percent: frozenset[str] = frozenset()  # columns of fractions, which are shown as percentages
     labels: Mapping[str, str] = field(default_factory=dict)  # column -> its name for people, with its unit
@@ -56,8 +60,10 @@ class Figure:
         named |= self.log | self.percent | set(self.labels)
         if missing := named - set(self.table.columns):
             raise ValueError(f"figure {self.title!r}: the table has no column {sorted(missing)}")
-        if not self.finding.strip() or (self.mark == "heat") != bool(self.value):
-            raise ValueError(f"figure {self.title!r}: needs a finding, and a value if and only if it is heat")
+        if not self.finding.strip() or (self.mark in ("heat", "pictures")) != bool(self.value):
+            raise ValueError(
+                f"figure {self.title!r}: needs a finding, and a value if and only if it is heat or pictures"
+            )
 
     def label(self, column: str) -> str:
         """What `column` is called on an axis: its label, or its name in words."""
@@ -77,6 +83,16 @@ class Figure:
         given |= {name: frozenset(values[name]) for name in ("log", "percent")}
         given["references"] = tuple(Reference(**line) for line in values["references"])
         return cls(**given, table=pd.DataFrame(values["rows"]))
+
+
+def picture(pixels: Tensor) -> str:
+    """A picture (C, H, W) uint8, of one channel or three, as the source of an image: a PNG in a data URL."""
+    from PIL import Image
+
+    shown = pixels.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
+    with io.BytesIO() as file:
+        Image.fromarray(np.ascontiguousarray(shown)).save(file, "PNG")
+        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def rows(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -64,6 +64,13 @@ def private_copy(model: nn.Module, device: str = "cpu") -> nn.Module:
     return bake(copy.deepcopy(model)).to(device).eval().requires_grad_(False)
 
 
+def draw_again(model: nn.Module) -> None:
+    """New numbers, in place, for every layer that can draw them, from torch's generator."""
+    for layer in model.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+
+
 def digest(network: nn.Module) -> str:
     """The same for the same layers with the same numbers."""
     found = blake2b(str(network).encode(), digest_size=12)

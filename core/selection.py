@@ -7,15 +7,14 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from core.bundles import Split
-from core.figure import Figure, Reference
+from core.figure import Figure, Reference, picture
 from core.pools import Pool
 from core.positive_unlabeled import Scoring, worst_weights
 
 BINS = 40  # of the histogram of scores
-SIDE = 16  # cells a side of a picture on show
+LINED = 8  # pictures in a row
 SHOWN = 20  # classes at most, the heaviest
 IN, OUT = "in the domain", "outside"
 
@@ -187,39 +186,35 @@ def balance_figure(named: Tensor, weights: Tensor, distances: Tensor, epsilon: f
 
 
 def pictures_figure(selection: Selection) -> Figure:
-    """Pictures of the pool from the highest score to the lowest, and the worst mistakes; in grey values."""
-    scores, truth = selection.scoring.unlabelled, selection.pool.truth
-    told = scores > selection.threshold
-    wanted = {
-        "highest score": scores,
-        "wrong, and surest": scores.where(told & ~truth, torch.tensor(-torch.inf)),
-        "just chosen": (-scores).where(told, torch.tensor(-torch.inf)),
-        "just not chosen": scores.where(~told, torch.tensor(-torch.inf)),
-        "missed, and furthest": (-scores).where(~told & truth, torch.tensor(-torch.inf)),
-        "lowest score": -scores,
+    """Pictures of the pool at both ends and on both sides of the threshold; mistakes are marked."""
+    scores, truth, names = selection.scoring.unlabelled, selection.pool.truth, selection.pool.names()
+    told, order = scores > selection.threshold, scores.argsort(descending=True, stable=True).tolist()
+    edge = int(told.sum())
+    groups = {
+        "highest scores": order[:LINED],
+        "just chosen": order[max(LINED, edge - LINED) : edge],
+        "just left": order[edge : edge + LINED],
+        "lowest scores": order[max(edge + LINED, len(order) - LINED) :],
     }
-    names, parts, said = selection.pool.names(), [], []
-    for what, values in wanted.items():
-        index = int(values.argmax())
-        if values[index] > -torch.inf:
-            title = f"{what}: {names[index]}, {scores[index]:.1f}"
-            parts.append(_cells(selection.pool.pictures.pixels[index]).assign(picture=title))
-            said.append(f"{what}, {names[index]}")
+    table = pd.DataFrame(
+        {
+            "group": group,
+            "picture": picture(selection.pool.pictures.pixels[index]),
+            "caption": f"{names[index]}, {scores[index]:.1f}",
+            "mistake": bool(told[index] != truth[index]),
+        }
+        for group, places in groups.items()
+        for index in places
+    )
+    wrong = table.groupby("group", sort=False).mistake.agg(["sum", "size"])
+    words = ", ".join(f"{row['sum']} of {row['size']} ({group})" for group, row in wrong.iterrows())
     return Figure(
         "Pictures of the pool",
-        f"Pictures and where they came from: {'; '.join(said)}. Each with its score.",
-        pd.concat(parts, ignore_index=True),
-        "column",
-        "row",
-        "heat",
-        panel="picture",
-        value="brightness",
+        f"With origin and score. Judged wrongly, and marked: {words}.",
+        table,
+        "picture",
+        "caption",
+        "pictures",
+        panel="group",
+        value="mistake",
     )
-
-
-def _cells(pixels: Tensor) -> pd.DataFrame:
-    """A picture (C, H, W) in grey, at most SIDE cells a side: columns row, column and brightness."""
-    grey = pixels.float().mean(0) / 255
-    small = F.adaptive_avg_pool2d(grey[None], [min(SIDE, side) for side in grey.shape])[0]
-    row, column = torch.meshgrid(*(torch.arange(side) for side in small.shape), indexing="ij")
-    return pd.DataFrame({"row": row.flatten(), "column": column.flatten(), "brightness": small.flatten()})

@@ -115,7 +115,8 @@ def print_figures(figures: "Sequence[Figure]") -> None:
     """Every figure as its title, its finding and its table."""
     for figure in figures:
         print(f"\n{figure.title}\n  {figure.finding}\n")
-        table = figure.table.to_string(index=False, float_format=lambda value: f"{value:.4g}")
+        table = figure.table.drop(columns=figure.x) if figure.mark == "pictures" else figure.table
+        table = table.to_string(index=False, float_format=lambda value: f"{value:.4g}")
         print("\n".join(f"  {line}" for line in table.splitlines()))
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from core.errors import ParameterError
 from core.figure import Figure
 from core.method import Choice, Flag, Nested, Number, PerLayer
-from view.figures import draw
+from view.figures import draw, sheet
 
 EFFORT = {"epochs", "images", "permutations", "samples", "seeds", "steps", "units", "width"}  # lowest: quick
 
@@ -136,5 +136,9 @@ def assert_figures(figures) -> None:
         for column in figure.log:
             assert not (figure.table[column] <= 0).any(), (figure.title, column)
         json.dumps(figure.to_dict(), allow_nan=False)
-        assert draw(figure, dark=False).data
+        assert (
+            sheet(figure).count("<img") == len(figure.table)
+            if figure.mark == "pictures"
+            else draw(figure, dark=False).data
+        )
     assert len({figure.title for figure in figures}) == len(figures)

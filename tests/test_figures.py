@@ -1,13 +1,19 @@
 """Figures as pictures: every mark is where its number says, and is told apart without colour."""
 
+import base64
+import io
+import json
+import re
 from math import log10
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 
-from core.figure import Figure, Reference
-from view.figures import COLOURS, DASHES, ROLES, SYMBOLS, draw
+from core.figure import Figure, Reference, picture
+from view.figures import COLOURS, DASHES, ROLES, SYMBOLS, draw, sheet
 
 TABLE = pd.DataFrame(
     [
@@ -65,6 +71,25 @@ def test_many_names_lie_down_and_read_from_the_top():
     assert drawn.layout.yaxis.autorange == "reversed"
     few = draw(figure(table=table[:5], x="layer", y="v", mark="bars"), dark=False).data[0]
     assert few.orientation is None
+
+
+def test_pictures_are_shown_as_they_are_under_their_captions_and_mistakes_are_marked():
+    pixels = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
+    pixels[1] = pixels[1, :1]  # grey
+    sources = [picture(pixels[0]), picture(pixels[1, :1])]
+    table = pd.DataFrame(
+        {"of": sources, "said": ["<b>one", "two"], "wrong": [False, True], "row": ["up", "down"]}
+    )
+    figure = Figure("Pictures", "Two.", table, "of", "said", "pictures", panel="row", value="wrong")
+    shown = sheet(Figure.from_dict(json.loads(json.dumps(figure.to_dict()))))
+    found = re.findall(r'class="(\w*)"><img src="data:image/png;base64,([^"]+)"', shown)
+    assert [name for name, _ in found] == ["", "marked"]
+    for (_, data), expected in zip(found, pixels, strict=True):
+        held = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+        assert np.array_equal(held, expected.permute(1, 2, 0).numpy())
+    assert "&lt;b&gt;one" in shown
+    with pytest.raises(ValueError, match="needs a finding, and a value"):
+        Figure("Pictures", "Two.", table, "of", "said", "pictures")
 
 
 def test_a_heat_map_has_zero_in_the_middle_of_signed_values_and_numbers_in_its_cells():

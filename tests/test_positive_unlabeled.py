@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from core.bundles import DATASETS, MODELS, Setting
 from core.errors import ParameterError, UnsupportedModelError
 from core.evaluation import evaluate
+from core.figure import picture
 from core.labs.pu_selection import PUSelection
 from core.layers import private_copy
 from core.methods.pu_compression import PUCompression
@@ -574,17 +575,21 @@ def test_the_figures_show_the_choice_that_the_training_used(setting, values):
         assert run.records[-1]["chosen"] == 0
 
 
-def test_the_histogram_counts_every_picture_once_and_the_worst_mistakes_are_on_show(chosen):
+def test_the_histogram_counts_every_picture_once_and_mistakes_are_marked_on_show(chosen):
     found = chosen(outside="near", prior=0.6)
     scores = found.scoring.unlabelled
     table = histogram_figure({"nnpu": scores}, found.pool.truth, 0.0, "said").table
     assert table.pictures.sum() == len(found.pool)
     assert table[table.kind == "in the domain"].pictures.sum() == found.pool.truth.sum()
-    wrong = scores.where(found.chosen & ~found.pool.truth, torch.tensor(-torch.inf))
     shown = pictures_figure(found).table
-    name = found.pool.names()[int(wrong.argmax())]
-    assert f"wrong, and surest: {name}, {wrong.max():.1f}" in set(shown.picture)
-    assert shown.groupby("picture").size().eq(16 * 16).all()
+    order = scores.argsort(descending=True, stable=True).tolist()
+    edge = int(found.chosen.sum())
+    rows = {"highest scores": order[:8], "just left": order[edge : edge + 8], "lowest scores": order[-8:]}
+    for group, places in rows.items():
+        part = shown[shown.group == group]
+        assert [text.rpartition(", ")[0] for text in part.caption] == [found.pool.names()[i] for i in places]
+        assert part.mistake.to_list() == [bool(found.chosen[i] != found.pool.truth[i]) for i in places]
+        assert part.picture.iloc[0] == picture(found.pool.pictures.pixels[places[0]])
 
 
 def test_a_collapse_is_said(chosen):

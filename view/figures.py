@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from math import ceil, log10
 
 import numpy as np
@@ -51,11 +52,30 @@ def show(figures: Sequence[Figure], key: str) -> None:
 
 def _show(figure: Figure, key: str) -> None:
     st.markdown(f"**{figure.title}**  \n{figure.finding}")
-    drawn = draw(figure, st.context.theme.type == "dark")
-    st.plotly_chart(drawn, alt=figure.finding, key=key, config={"displayModeBar": False})
+    pictures = figure.mark == "pictures"
+    if pictures:
+        st.html(sheet(figure))
+    else:
+        drawn = draw(figure, st.context.theme.type == "dark")
+        st.plotly_chart(drawn, alt=figure.finding, key=key, config={"displayModeBar": False})
     details = st.expander("As a table", on_change=states.act, key=f"{key}.table")
     if details.open:
-        details.dataframe(figure.table, hide_index=True, alt=figure.finding)
+        columns = {figure.x: st.column_config.ImageColumn()} if pictures else None
+        details.dataframe(figure.table, hide_index=True, alt=figure.finding, column_config=columns)
+
+
+def sheet(figure: Figure) -> str:
+    """Pictures side by side under their captions, a row for every panel; those that are marked stand out."""
+    panels = figure.table.groupby(figure.panel, sort=False) if figure.panel else [("", figure.table)]
+    parts = []
+    for name, part in panels:
+        cells = [
+            f'<figure class="{"marked" * marked}"><img src="{escape(source)}" alt="{escape(caption)}">'
+            f"<figcaption>{escape(caption)}{' ✗' * marked}</figcaption></figure>"
+            for source, caption, marked in part[[figure.x, figure.y, figure.value]].itertuples(index=False)
+        ]
+        parts.append(f'<p>{escape(str(name))}</p><div class="ps-sheet">{"".join(cells)}</div>')
+    return "".join(parts)
 
 
 def draw(figure: Figure, dark: bool) -> go.Figure:

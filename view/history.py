@@ -23,5 +23,6 @@ def curves(history: Sequence[dict[str, float]]) -> list[Figure]:
 
 def _curve(table: pd.DataFrame, name: str) -> Figure:
     title, values = name.replace("_", " ").capitalize(), table[name]
-    words = f"{title} went from {values.iloc[0]:.3g} to {values.iloc[-1]:.3g} in {len(values)} epochs."
+    first, last = (f"{end:,.0f}" if abs(end) >= 1000 else f"{end:.3g}" for end in values.iloc[[0, -1]])
+    words = f"{title} went from {first} to {last} in {len(values)} epochs."
     return Figure(title, words, table, "epoch", name, percent=frozenset({name} & {"validation_accuracy"}))

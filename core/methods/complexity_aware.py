@@ -21,7 +21,7 @@ from core.errors import UnsupportedModelError
 from core.evaluation import correct, logits
 from core.figure import Figure, Reference
 from core.gates import CLOSED, Costs, Gates, Sites, Tariff, find_sites, recalibrate
-from core.layers import apply_mask, bake, prunable, require_prunable
+from core.layers import apply_mask, bake, draw_again, prunable, require_prunable
 from core.method import choice, number
 from core.recipe import COMPRESSORS
 from core.run import Run
@@ -86,7 +86,7 @@ class ComplexityAware(Tuning):
         example = setting.train.take(slice(0, 1)).images
         sites = find_sites(model, example)
         if self.start == "scratch":
-            _draw_again(model)
+            draw_again(model)
         steps = self.epochs * math.ceil(min(self.images, len(setting.train)) / self.batch_size)
         gates = Gates(sites, Costs(model, example, sites), self._tariff(steps), run.device)
         task = _Gated(gates, self, round(self.warm_up * steps), _pattern(model, held))
@@ -220,13 +220,6 @@ def _pattern(model: nn.Module, held: Sequence[str]) -> nn.Module | None:
     for name, value in pattern.named_parameters():
         value.data = (value != 0).to(value) if name in held else torch.ones_like(value)
     return pattern
-
-
-def _draw_again(model: nn.Module) -> None:
-    """New numbers for every layer that can draw them, from torch's generator."""
-    for layer in model.modules():
-        if hasattr(layer, "reset_parameters"):
-            layer.reset_parameters()
 
 
 def _history(run: Run) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from core.criterion import sample
 from core.errors import Stopped
 from core.evaluation import correct, logits
 from core.figure import Figure, Reference
-from core.layers import Mask, apply_mask, bake, prunable, require_prunable
+from core.layers import Mask, apply_mask, bake, draw_again, prunable, require_prunable
 from core.method import choice, flag, number
 from core.recipe import COMPRESSORS, Compressor
 from core.run import Run
@@ -84,7 +84,7 @@ class Sap(Compressor):
         train, watched = sample(setting.train, self.images), sample(setting.validation, WATCHED)
         left = {name: layer.weight != 0 for name, layer in layers.items()}
         if self.start == "fresh":
-            _draw_again(model)
+            _start_over(model)
         keys = {name: _hold(name, layer, left[name]) for name, layer in layers.items()}
         begin = {name: value.clone() for name, value in model.state_dict().items()}
         judged = done = None
@@ -153,8 +153,8 @@ class Sap(Compressor):
         return tuple(shown)
 
 
-def _draw_again(model: nn.Module) -> None:
-    """New numbers for every layer that can draw them, from torch's generator; masks hold as before."""
+def _start_over(model: nn.Module) -> None:
+    """New numbers for every layer; masks hold as before."""
     held = [
         (layer, name, step.keep)
         for layer in model.modules()
@@ -163,10 +163,7 @@ def _draw_again(model: nn.Module) -> None:
         for step in steps
         if isinstance(step, Mask)
     ]
-    bake(model)
-    for layer in model.modules():
-        if hasattr(layer, "reset_parameters"):
-            layer.reset_parameters()
+    draw_again(bake(model))
     for layer, name, keep in held:
         apply_mask(layer, keep, name)
 
