@@ -35,6 +35,7 @@ EXPLAINED = 64  # test pictures explained by a method that no training used
 COLUMNS = ("accuracy", "auc", "pointing_game", "mass_inside", "cosine", "spearman", "dead", "pairs")
 PRUNED = {"sparsity": 0.97, "rounds": 4, "epochs": 3, "images": 2048, "learning_rate": 0.1}
 TAUGHT = {"epochs": 10, "images": 2048, "learning_rate": 0.05, "schedule": "one-cycle"}
+CUT = {"epochs": 3, "images": 2048, "learning_rate": 0.02}
 SMALL = {"crop": 0, "batch_size": 64}  # for the shapes
 REAL = {  # for real pictures
     **{"rounds": 2, "epochs": 2, "images": 300, "batch_size": 16, "learning_rate": 0.002},
@@ -49,6 +50,13 @@ def pruned(objective: Mapping[str, Any], **schedule: Any) -> tuple[Compressor, .
     return (COMPRESSORS["iterative-pruning"](**step),)
 
 
+def cut(objective: Mapping[str, Any], **schedule: Any) -> tuple[Compressor, ...]:
+    """A network that loses 70 % of the channels of every group at once, by the L1 norm of filters."""
+    aim = {"method": "attribution-matching", **objective}
+    step = COMPRESSORS["fine-tuning"](objective=aim, **CUT | schedule)
+    return (COMPRESSORS["prune-filters"](criterion="filter-l1", sparsity=0.7), step)
+
+
 def taught(objective: Mapping[str, Any], **schedule: Any) -> tuple[Compressor, ...]:
     """A student of a quarter of the channels."""
     aim = {"method": "attribution-matching", **SOFT, **objective}
@@ -58,13 +66,14 @@ def taught(objective: Mapping[str, Any], **schedule: Any) -> tuple[Compressor, .
 
 ROWS = {  # what is compared: name -> objective
     "pruned": {name: {"variant": name} for name in ("none", "EWA", "SWA", "SSWA")},
+    "cut": {name: {"variant": name} for name in ("none", "EWA", "SWA", "SSWA")},
     "taught": {
         "none": {"variant": "none"},
         "SWA, weight 0.2": {"variant": "SWA", "weight": 0.2},
         "SWA, weight 0.8": {"variant": "SWA", "weight": 0.8},
     },
 }
-MAKE = {"pruned": pruned, "taught": taught}
+MAKE = {"pruned": pruned, "cut": cut, "taught": taught}
 
 
 def measure(network: nn.Module, teacher: nn.Module, test: Split) -> dict[str, float]:
@@ -247,7 +256,7 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     top = argparse.ArgumentParser(prog="python -m bench.matching", description=__doc__.splitlines()[0])
-    top.add_argument("part", choices=("digits", "shapes", "students", "imagenet"))
+    top.add_argument("part", choices=("digits", "filters", "shapes", "students", "imagenet"))
     top.add_argument("--seeds", type=int, default=3)
     top.add_argument("--epochs", type=int, default=10, help="students: passes over the pictures")
     top.add_argument("--sparsity", type=float, default=0.6, help="imagenet: fraction that goes")
@@ -257,6 +266,7 @@ def main() -> None:
     torch.set_num_threads(1)
     table = {
         "digits": lambda: compare("pruned", shipped(options.seeds)),
+        "filters": lambda: compare("cut", shipped(options.seeds)),
         "shapes": lambda: compare("pruned", shapes(options.seeds), **SMALL, epochs=2, learning_rate=0.01),
         "students": lambda: compare("taught", shapes(options.seeds), **SMALL, epochs=options.epochs),
         "imagenet": lambda: imagenet(options.weights, options.seeds, options.sparsity),
