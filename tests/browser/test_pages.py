@@ -126,7 +126,7 @@ def test_two_windows_do_not_disturb_each_other(server, visit):
 def test_nothing_removed_gives_identical_pictures_and_no_difference(server, visit):
     page = visit(f"{server.address}/attributions?img=3")
     settled(page)
-    a, b = (page.locator(f".ps-figure.{role} img").get_attribute("src") for role in "ab")
+    a, b = (page.locator(f".ps-figure.{role} img").first.get_attribute("src") for role in "ab")
     assert a.startswith("data:image/png;base64,")
     assert a == b
     assert "equal, pixel by pixel" in page.locator(".ps-figure").nth(3).inner_text()
@@ -140,9 +140,9 @@ def test_nothing_removed_gives_identical_pictures_and_no_difference(server, visi
 def test_a_pruned_network_gives_other_pictures_on_one_scale(server, visit):
     page = visit(f"{server.address}/attributions?img=3&{PRUNED}")
     settled(page)
-    a, b = (page.locator(f".ps-figure.{role} img").get_attribute("src") for role in "ab")
+    a, b = (page.locator(f".ps-figure.{role} img").first.get_attribute("src") for role in "ab")
     assert a != b
-    ends = [page.locator(f".ps-figure.{role} .ps-scale").inner_text() for role in "ab"]
+    ends = [page.locator(f".ps-figure.{role} .ps-scale").first.inner_text() for role in "ab"]
     assert ends[0] == ends[1]
     assert page.locator(".ps-figure img").first.bounding_box()["width"] >= 256
     assert page.locator(".ps-strip img").count() == 5
