@@ -312,6 +312,16 @@ def test_moved_sliders_are_counted_and_move_one_at_a_time(subject, monkeypatch, 
         assert len(set(dict(before.sparsities).items()) ^ set(dict(after.sparsities).items())) <= 2
 
 
+def test_sliders_are_timed_with_a_job_paused_and_running(subject, monkeypatch, capsys):
+    monkeypatch.setitem(SUBJECTS, "resnet20", lambda: subject)
+    command.main(["jobs", "--rounds", "1", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    for answer in ("first", "exact"):
+        alone, beside = found[f"{answer} alone"], found[f"{answer} beside a job"]
+        assert 0 < min(alone, beside)
+        assert found[f"{answer} slower by"] == pytest.approx(beside / alone)
+
+
 def test_resident_memory_sees_what_is_held():
     before = machine.resident_bytes()
     with mmap.mmap(-1, 64 << 20) as held:  # new memory, whatever this process has given back before

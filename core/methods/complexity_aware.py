@@ -268,7 +268,7 @@ def _histogram(history: pd.DataFrame) -> Figure:
     bars = (min(names.values()), max(names.values()))
     low, high = (" to ".join(f"{end[bar]:.1%}" for end in ends) for bar in bars)
     return Figure(
-        "Gates drift to the ends",
+        "How many gates stand where",
         f"From epoch 1 to {ends[1].epoch:.0f} the share of gates below {1 / BINS:.1f} goes from {low}, "
         f"that of gates above {1 - 1 / BINS:.1f} from {high}.",
         table,
