@@ -22,6 +22,13 @@ from core.registry import Registry
 from core.tuning import Tuning
 from view.state import state
 
+PRESETS = {  # name -> button, and what it is for
+    "paper": (
+        "As in the paper",
+        "The settings of the source: far more work than the defaults, which finish in minutes",
+    ),
+    "fresh-weights": ("Fresh weights", "For a student that knows nothing yet: minutes as well"),
+}
 FINEST = 1000  # steps of a slider; beyond that a field to type in is easier to hit
 
 
@@ -97,11 +104,12 @@ def _presets(get: Callable[[], Method], save: Callable[[Method], None], key: str
         return
     with st.container(horizontal=True, gap="small"):
         for name in get().presets:
+            words, why = PRESETS.get(name, (name.replace("-", " ").capitalize(), "Settings for this case"))
             st.button(
-                f"As in the {name}" if name == "paper" else name.capitalize(),
+                words,
                 key=f"{key}.preset.{name}",
                 on_click=lambda name=name: _guarded(save, lambda: get().preset(name)),
-                help="The settings of the source: far more work than the defaults, which finish in minutes",
+                help=why,
             )
         st.button(
             "Quick",

@@ -41,7 +41,8 @@ class FineTuning(Tuning):
             "schedule": "constant",
             "crop": 4,
             "images": 1_000_000,
-        }
+        },
+        "fresh-weights": {"epochs": 10, "learning_rate": 0.1, "schedule": "one-cycle", "images": 4096},
     }
 
     objective: Objective = nested(OBJECTIVES, "labels", help="What the network learns from")
