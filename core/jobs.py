@@ -190,6 +190,7 @@ class Jobs:
 
     def _begin(self, order: Order) -> Job:
         job = Job(self.directory / order.id)
+        self._workers.pop(job.id, None)  # of an earlier attempt: its end is not the end of this one
         shutil.rmtree(job.folder, ignore_errors=True)
         job.folder.mkdir(parents=True)
         (job.folder / "order.json").write_text(json.dumps(asdict(order)), encoding="utf-8")

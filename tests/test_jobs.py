@@ -99,9 +99,10 @@ def test_cancelling_keeps_the_whole_epochs_by_then(jobs):
     assert not outcome.finished
     assert 2 <= len(outcome.history) < 500
     again = jobs.submit(job.order)  # cancelled is not done: it may be begun again
-    assert not again.status.over
+    until(lambda: again.status.over or len(again.history) >= 2)
+    assert again.status.state == "running"
     again.cancel()
-    jobs.wait(again, PATIENCE_S)
+    assert jobs.wait(again, PATIENCE_S).state == "cancelled"
 
 
 class Fake:
