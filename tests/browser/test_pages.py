@@ -15,6 +15,11 @@ PAGES = {
     "/methods": "What does this method do",
     "/learn": "What do the words mean",
 }
+NAMELESS = """() => [...document.querySelectorAll('.stMain button, .stMain input, .stMain [role=slider]')]
+    .filter(e => e.offsetParent && !(e.innerText || e.ariaLabel || e.title || e.labels?.length
+                                     || e.getAttribute('aria-labelledby')))
+    .map(e => e.outerHTML.slice(0, 120))"""
+PATIENCE = 40  # looks, a quarter of a second apart
 SIZES = {"phone": (390, 844), "laptop": (1366, 768), "large": (2560, 1440), "zoomed": (683, 384)}
 
 
@@ -193,12 +198,11 @@ def test_every_picture_has_words_and_every_control_a_name(server, visit):
         page = visit(f"{server.address}{path}?{PRUNED}")
         settled(page)
         assert page.locator("img:not([alt]), img[alt='']").count() == 0
-        nameless = page.evaluate(
-            """() => [...document.querySelectorAll('.stMain button, .stMain input, .stMain [role=slider]')]
-                 .filter(e => e.offsetParent && !(e.innerText || e.ariaLabel || e.title || e.labels?.length
-                                                  || e.getAttribute('aria-labelledby')))
-                 .map(e => e.outerHTML.slice(0, 120))"""
-        )
+        for _ in range(PATIENCE):  # words of a button come a moment after it
+            nameless = page.evaluate(NAMELESS)
+            if not nameless:
+                break
+            page.wait_for_timeout(250)
         assert nameless == []
 
 

@@ -46,11 +46,11 @@ def test_a_pressed_cell_is_the_plan_everywhere_and_its_number_is_the_plans(serve
 
 def test_another_question_has_another_atlas(server, visit):
     page = surveyed(visit(server.address + ADDRESS))
-    assert page.locator(".js-plotly-plot .ytick").count() == LAYERS
+    assert page.locator(".js-plotly-plot").first.locator(".ytick").count() == LAYERS
     page.goto(f"{server.address}{ADDRESS}&plan=weights:magnitude")
     surveyed(page)
     assert (
-        page.locator(".js-plotly-plot .ytick").count() == LAYERS + 1
+        page.locator(".js-plotly-plot").first.locator(".ytick").count() == LAYERS + 1
     )  # single weights of the last layer go, too
     assert page.complaints == []
 
