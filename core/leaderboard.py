@@ -132,7 +132,8 @@ class Leaderboard:
         ways = dict.fromkeys(table.columns.difference(["contestant", "asked", "seed"]), "mean")
         ways |= {"low": "min", "high": "max", "seconds": "median"}
         whole = table.groupby(["contestant", "asked"], sort=False)
-        return whole.agg(ways).assign(seeds=whole.seed.nunique()).reset_index()
+        found = whole.agg(ways).assign(seeds=whole.seed.nunique()).reset_index()
+        return found.sort_values("asked", kind="stable", ignore_index=True)  # in the order of a curve
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep one more row, in the file at once."""
@@ -310,7 +311,7 @@ def _curves(some: pd.DataFrame, about: dict[str, Any]) -> list[Figure]:
     finding = f"At {at:.0%}, {best.contestant} keeps most of them: {best.accuracy:.1%}"
     spread = {"low": "low", "high": "high", "percent": fractions, "labels": names, "colour": "contestant"}
     closest = some[some.asked == at].sort_values("spearman").iloc[-1]
-    return [
+    shown = [
         Figure(
             "Accuracy against sparsity",
             f"{finding} (n = {int(best.n):,}; bands: 95 %, all seeds).",
@@ -341,6 +342,7 @@ def _curves(some: pd.DataFrame, about: dict[str, Any]) -> list[Figure]:
             references=(ceiling, floor),
         ),
     ]
+    return [figure for figure in shown if figure.x != "macs" or some.macs.nunique() > 1]
 
 
 def _heat(standings: pd.DataFrame, about: dict[str, Any], column: str, title: str) -> Figure:

@@ -226,12 +226,16 @@ def test_who_does_not_reach_a_sparsity_is_not_ahead_for_it():
 def test_figures_show_everybody_and_the_chosen_as_curves(race):
     race = race()
     assert figures(race.board) == []
-    race.go([weights("magnitude"), weights("random")], [0.3, 0.6, 0.9], [0, 1], Run())
+    race.go([weights("magnitude"), weights("random")], [0.9, 0.3, 0.6], [0, 1], Run())
+    assert race.board.standings().asked.is_monotonic_increasing  # in whatever order they were measured
     everybody, chosen = figures(race.board), figures(race.board, ["Prune weights · Random"])
     assert {figure.mark for figure in everybody} == {"heat"}
     assert len(everybody[0].table) == 6
     curves = [figure for figure in chosen if figure.mark == "line"]
-    assert curves
+    assert [figure.x for figure in curves] == [
+        "asked",
+        "asked",
+    ]  # zeros save no multiply-adds: no curve of those
     assert all(set(figure.table.contestant) == {"Prune weights · Random"} for figure in curves)
     at_half = curves[0].table.set_index("asked").accuracy
     assert f"{at_half[0.6]:.1%}" in curves[0].finding
