@@ -150,9 +150,9 @@ class Jobs:
         self._tend_on()
 
     def __iter__(self):
-        """Newest first; what is no job is left out."""
+        """Newest first; what is no job is left out. None where the directory has been taken away."""
         found = []
-        for folder in self.directory.iterdir():
+        for folder in self.directory.iterdir() if self.directory.is_dir() else ():
             with contextlib.suppress(OSError, ValueError, TypeError):
                 found.append((Job(folder).status.asked, Job(folder)))
         return iter([job for _, job in sorted(found, key=lambda pair: -pair[0])])

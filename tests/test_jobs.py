@@ -77,6 +77,12 @@ def test_an_equal_order_is_the_same_job_also_for_another_server(jobs):
     assert other.get(order(COMPRESSORS["prune-weights"](sparsity=0.1))) is None
 
 
+def test_a_directory_that_has_gone_holds_no_jobs(tmp_path):
+    jobs = Jobs(tmp_path / "jobs")
+    (tmp_path / "jobs").rmdir()
+    assert list(jobs) == []
+
+
 def test_the_same_file_with_other_weights_is_another_order(tmp_path):
     file = tmp_path / "weights.safetensors"
     ids = []
