@@ -16,7 +16,7 @@ PAGES = {
     "/learn": "What do the words mean",
 }
 NAMELESS = """() => [...document.querySelectorAll('.stMain button, .stMain input, .stMain [role=slider]')]
-    .filter(e => e.offsetParent && !(e.innerText || e.ariaLabel || e.title || e.labels?.length
+    .filter(e => e.offsetParent && !(e.textContent.trim() || e.ariaLabel || e.title || e.labels?.length
                                      || e.getAttribute('aria-labelledby')))
     .map(e => e.outerHTML.slice(0, 120))"""
 PATIENCE = 40  # looks, a quarter of a second apart
