@@ -25,16 +25,9 @@ from core.evaluation import evaluate
 from core.layers import private_copy
 from core.method import from_text
 from core.pools import Pool, divide, mixed, noise, textures
-from core.positive_unlabeled import (
-    ESTIMATORS,
-    RobustDistillation,
-    class_weights,
-    estimated_prior,
-    learn,
-    logits_of,
-    pooled_pair,
-)
+from core.positive_unlabeled import ESTIMATORS, estimated_prior, learn, pooled_pair
 from core.recipe import COMPRESSORS, Recipe, compress
+from core.robust_distillation import RobustDistillation, class_weights, logits_of
 from core.run import Run, seeded
 from core.selection import Selection, judged
 from core.training import Classification, Schedule, fit

@@ -24,10 +24,10 @@ from core.bundles import Setting, Split
 from core.evaluation import evaluate
 from core.method import from_text
 from core.objective import OBJECTIVES
+from core.paraphraser import Paraphrasing, paraphrase_of
 from core.recipe import COMPRESSORS, Recipe, compress
 from core.run import Run, seeded
 from core.taps import feature_layers
-from core.transfer import Paraphrasing, paraphrase_of
 from core.weights import load_dataset, load_model
 
 EXPLAINED = 100  # test pictures

@@ -11,7 +11,8 @@ from torch import Tensor
 from core.bundles import Split
 from core.figure import Figure, Reference, picture
 from core.pools import Pool
-from core.positive_unlabeled import Scoring, worst_weights
+from core.positive_unlabeled import Scoring
+from core.robust_distillation import worst_weights
 
 BINS = 40  # of the histogram of scores
 LINED = 8  # pictures in a row

@@ -4,17 +4,15 @@
 and `zero_filters` leave the partners of a layer alone.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from core.coupling import following_norms, groups
 from core.cutting import TensorMasks, blank, cut, masks_of, skeleton, width_of
 from core.errors import ParameterError
 from core.groups import Masks, gone_channels, require_groups
-from core.layers import ChannelShortcut, Mask, apply_mask, bake, require_layers
+from core.held import Held
+from core.layers import ChannelShortcut, apply_mask, bake, require_layers
 
 
 def remove_groups(model: nn.Module, masks: Masks, example: Tensor) -> nn.Module:
@@ -28,15 +26,10 @@ def remove_groups(model: nn.Module, masks: Masks, example: Tensor) -> nn.Module:
         ParameterError: a name is no group, a mask has the wrong length or keeps nothing.
     """
     gone = gone_channels(require_groups(groups(model, example), masks), masks)
-    network = bake(skeleton(model))
-    held = _held(model)
-    pattern = _pattern(network, held)  # the masks, as if they were the weights
+    network, held = bake(skeleton(model)), Held(model)
     cut(network, gone)
-    if pattern is not None:
-        cut(pattern, gone)
-        for layer, tensor in held:
-            keep = getattr(pattern.get_submodule(layer), tensor).detach() != 0
-            apply_mask(network.get_submodule(layer), keep, tensor)
+    held.cut(lambda pattern: cut(pattern, gone))
+    held.hold(network)
     _own(network, model)
     return network
 
@@ -121,31 +114,6 @@ def _hold(model: nn.Module, masks: TensorMasks) -> None:
             layer.source = blank(layer.source, keep)
         else:
             apply_mask(layer, keep, tensor)
-
-
-def _held(model: nn.Module) -> dict[tuple[str, str], Tensor]:
-    """(layer, tensor) -> mask, of every tensor that masks hold at zero."""
-    held: dict[tuple[str, str], Tensor] = {}
-    for name, layer in model.named_modules():
-        if not parametrize.is_parametrized(layer):
-            continue
-        for tensor, steps in layer.parametrizations.items():
-            for step in steps:
-                if isinstance(step, Mask):
-                    keep = step.keep.expand(getattr(layer, tensor).shape)
-                    held[name, tensor] = held[name, tensor] & keep if (name, tensor) in held else keep
-    return held
-
-
-def _pattern(network: nn.Module, held: Mapping[tuple[str, str], Tensor]) -> nn.Module | None:
-    """A copy of `network` whose tensors are the masks in `held`; None where there are none."""
-    if not held:
-        return None
-    pattern = skeleton(network)
-    for (layer, tensor), keep in held.items():
-        value = getattr(pattern.get_submodule(layer), tensor)
-        value.data = keep.to(value.dtype)
-    return pattern
 
 
 def _own(network: nn.Module, model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,13 +21,11 @@ from core.gates import (
     Costs,
     Gates,
     Tariff,
-    Toy,
-    best_prior,
-    expectation,
     find_sites,
-    prior_cost,
     recalibrate,
 )
+from core.labs.gate_portrait import Toy
+from core.labs.gate_prices import best_prior, expectation, prior_cost
 from core.layers import ChannelShortcut, prunable
 from core.methods.complexity_aware import ComplexityAware
 from core.methods.prune_weights import PruneWeights
@@ -457,15 +456,16 @@ def test_without_a_price_nothing_closes_and_a_price_far_too_high_closes_everythi
     assert run.records[-1]["collapsed"] == 1
 
 
-def test_what_an_earlier_step_pruned_stays_pruned(setting):
-    steps = (PruneWeights(sparsity=0.5), ComplexityAware(epochs=2, batch_size=8, strength=0.0))
+@pytest.mark.parametrize("start", ["pretrained", "scratch"])
+def test_what_an_earlier_step_pruned_stays_pruned(setting, start):
+    steps = (PruneWeights(sparsity=0.5), ComplexityAware(epochs=2, batch_size=8, strength=0.0, start=start))
     model = compress(setting.teacher, setting, Recipe(steps)).model
     zeros = compress(setting.teacher, setting, Recipe(steps[:1])).model
     for name, layer in prunable(zeros).items():
         assert torch.equal(layer.weight == 0, model.get_submodule(name).weight == 0)
-    cut = compress(
-        setting.teacher, setting, Recipe((steps[0], ComplexityAware(epochs=4, batch_size=8, gate_step=1.0)))
-    ).model
+    cuts = replace(steps[1], epochs=4, strength=1.0, gate_step=1.0)
+    cut = compress(setting.teacher, setting, Recipe((steps[0], cuts))).model
+    assert cost(cut, EXAMPLE).macs < cost(setting.teacher, EXAMPLE).macs
     assert cost(cut, EXAMPLE).sparsity > 0.4
 
 

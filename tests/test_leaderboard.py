@@ -16,12 +16,13 @@ from core.criterion import CRITERIA
 from core.errors import CheckpointError, UnsupportedModelError
 from core.evaluation import evaluate, logits, wilson
 from core.layers import digest
-from core.leaderboard import LOOK, Contestant, Leaderboard, Race, contestants, figures, means_of, shipped
+from core.leaderboard import LOOK, Contestant, Leaderboard, Race, contestants, shipped
 from core.localisation import localisation
 from core.method import number
 from core.objective import OBJECTIVES
 from core.recipe import COMPRESSORS, Compressor, Recipe, compress
 from core.run import Run
+from core.standings import figures, means_of
 from core.weights import load_model
 from core.weights import shipped as networks
 

@@ -23,23 +23,20 @@ from core.positive_unlabeled import (
     RIDGE,
     RISKS,
     GatedScore,
-    RobustDistillation,
     Scoring,
     best_bin,
-    class_weights,
     estimated_prior,
     learn,
     logistic,
     naive_risk,
     nnpu_risk,
     pooled_features,
-    robust_loss,
     sigmoid_loss,
     standardised,
     upu_risk,
-    worst_weights,
 )
 from core.recipe import Recipe, compress
+from core.robust_distillation import RobustDistillation, class_weights, robust_loss, worst_weights
 from core.run import Run, seeded
 from core.selection import Selection, histogram_figure, pictures_figure
 from core.training import Classification, Schedule, fit

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench.transfer import table
-from core import transfer
+from core import paraphraser
 from core.bundles import DATASETS, MODELS, Setting
 from core.cost import cost
 from core.errors import ParameterError, TrainingError, UnsupportedModelError
@@ -22,23 +22,19 @@ from core.memory import Memory
 from core.methods.fine_tuning import FineTuning
 from core.objective import OBJECTIVES
 from core.objectives.fitnet import explained, regressor
-from core.recipe import COMPRESSORS, Recipe, compress
-from core.run import Run, seeded
-from core.training import Classification, Schedule, fit
-from core.transfer import (
+from core.paraphraser import (
     ENOUGH,
     Paraphraser,
     Paraphrasing,
-    Taught,
-    attention,
     factor_channels,
-    factor_cosine,
-    factor_distance,
     paraphrase,
     paraphrase_of,
-    shared_layers,
     translator,
 )
+from core.recipe import COMPRESSORS, Recipe, compress
+from core.run import Run, seeded
+from core.training import Classification, Schedule, fit
+from core.transfer import Taught, attention, factor_cosine, factor_distance, shared_layers
 
 QUICK = {"epochs": 2, "batch_size": 16, "crop": 0}
 
@@ -46,7 +42,7 @@ QUICK = {"epochs": 2, "batch_size": 16, "crop": 0}
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
     """Paraphrasers of other tests are not remembered."""
-    monkeypatch.setattr(transfer, "_PARAPHRASES", Memory(limit=16))
+    monkeypatch.setattr(paraphraser, "_PARAPHRASES", Memory(limit=16))
 
 
 def maps(*numbers):
@@ -210,21 +206,21 @@ def test_on_sparse_maps_zeros_look_good_in_absolute_errors_and_never_in_squared_
     absolute = (x.abs().mean() / (x - p).abs().mean()).item()
     assert absolute == pytest.approx(1 / (2 * (1 - p.item())))
     assert absolute < ENOUGH
-    squared = transfer._share(torch.zeros_like(x), x, x)
+    squared = paraphraser._share(torch.zeros_like(x), x, x)
     assert squared == pytest.approx(1 / (1 - p.item()))
     assert squared > 1
 
 
 def test_errors_are_relative_to_the_means_of_channels():
     x = noise(20, 3, 4) + torch.tensor([5.0, 0.0, -2.0]).view(1, 3, 1, 1)
-    assert transfer._share(x.mean((0, 2, 3), keepdim=True), x, x) == pytest.approx(1)
-    assert transfer._share(x, x, x) == 0
-    assert transfer._share(x[:1], x[:1] * 0 + 1, x * 0 + 1) == 1  # nothing varies
+    assert paraphraser._share(x.mean((0, 2, 3), keepdim=True), x, x) == pytest.approx(1)
+    assert paraphraser._share(x, x, x) == 0
+    assert paraphraser._share(x[:1], x[:1] * 0 + 1, x * 0 + 1) == 1  # nothing varies
 
 
 def test_paraphrasers_read_no_labels_and_take_no_random_number_of_the_callers(setting):
     def train(of):
-        transfer._PARAPHRASES.__init__(limit=16)
+        paraphraser._PARAPHRASES.__init__(limit=16)
         with seeded(3):
             torch.rand(1)
             state = torch.get_rng_state()

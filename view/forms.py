@@ -90,12 +90,10 @@ def configure(
 def _parts(method: Method) -> tuple[dict[str, Domain], dict[str, Domain]]:
     """(what makes the method, how it is trained): of the latter a schedule has a dozen."""
     domains = method.domains()
-    told = Tuning.domains() if isinstance(method, Tuning) else {}
-    changed = ("epochs", "learning_rate")  # by people: these stay in sight
-    of_training = {name: domains[name] for name in told if name not in changed}
-    return {name: domains[name] for name in domains if name not in told} | {
-        name: domains[name] for name in changed if name in told
-    }, of_training
+    told = set(Tuning.domains()) if isinstance(method, Tuning) else set()
+    changed = ("epochs", "learning_rate") if told else ()  # by people: these stay in sight
+    own = [*(name for name in domains if name not in told), *changed]
+    return {name: domains[name] for name in own}, {name: domains[name] for name in domains if name not in own}
 
 
 def _presets(get: Callable[[], Method], save: Callable[[Method], None], key: str) -> None:

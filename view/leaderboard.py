@@ -5,7 +5,8 @@ import shlex
 import pandas as pd
 import streamlit as st
 
-from core.leaderboard import Leaderboard, figures, means_of, shipped
+from core.leaderboard import Leaderboard, shipped
+from core.standings import figures, means_of
 from view import charts
 from view import figures as pictures
 from view import state as states

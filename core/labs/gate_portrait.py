@@ -1,5 +1,6 @@
 """Gate portrait: where a weight and its gate flow, and why a good unit may close before it has learned."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from core.bundles import Setting
 from core.figure import Figure, Reference
-from core.gates import Toy
 from core.lab import LABS, Lab
 from core.method import number
 from core.run import Run
@@ -21,6 +21,73 @@ WAITS = 13  # warm-ups that are tried
 LONGEST = 6.0  # of them
 PRICES = 96  # that are tried for each
 DRAWN = 5  # every so many steps of a path
+
+
+@dataclass(frozen=True)
+class Toy:
+    """One weight w behind one gate of probability g: loss (1 - gate w)^2 / 2, decay of w, price of g.
+
+    Its mean is 1/2 - g (w - w^2 / 2) + decay w^2 / 2 + price g. Downhill, w moves by g (1 - w) - decay w
+    and g by w - w^2 / 2 - price, within [0, 1].
+    """
+
+    price: float | Tensor  # a tensor: many of them at once
+    decay: float
+
+    def objective(self, weight: Tensor, gate: Tensor) -> Tensor:
+        """What is minimised."""
+        return 0.5 - gate * (weight - weight**2 / 2) + self.decay * weight**2 / 2 + self.price * gate
+
+    def downhill(self, state: Tensor) -> Tensor:
+        """How weight and gate (..., 2) move; a gate at an end does not leave [0, 1]."""
+        weight, gate = state.unbind(-1)
+        change = weight - weight**2 / 2 - self.price
+        stuck = ((gate <= 0) & (change < 0)) | ((gate >= 1) & (change > 0))
+        return torch.stack([gate * (1 - weight) - self.decay * weight, change.masked_fill(stuck, 0.0)], -1)
+
+    @property
+    def open(self) -> tuple[float, float]:
+        """Where a unit that stays ends: weight and gate."""
+        return 1 / (1 + self.decay), 1.0
+
+    @property
+    def worth(self) -> float:
+        """The price up to which an open unit is better than none."""
+        return 1 / (2 * (1 + self.decay))
+
+    @property
+    def saddle(self) -> tuple[float, float] | None:
+        """Where neither moves; None where no gate is worth its price, whatever the weight."""
+        if self.price >= 0.5:
+            return None
+        weight = 1 - math.sqrt(1 - 2 * self.price)
+        gate = self.decay * weight / (1 - weight)
+        return (weight, gate) if gate <= 1 else None
+
+    def path(self, start: Tensor, time: float, step: float = 0.1, back: bool = False) -> Tensor:
+        """(T, ..., 2) the way from `start` (..., 2), by Runge and Kutta's method of order four."""
+        states, sign = [start.double()], -step if back else step
+        for _ in range(round(time / step)):
+            at = states[-1]
+            first = self.downhill(at)
+            second = self.downhill(at + sign / 2 * first)
+            third = self.downhill(at + sign / 2 * second)
+            fourth = self.downhill(at + sign * third)
+            after = at + sign / 6 * (first + 2 * second + 2 * third + fourth)
+            states.append(torch.stack([after[..., 0], after[..., 1].clamp(0, 1)], -1))
+        return torch.stack(states)
+
+    def separatrix(self, time: float = 30.0) -> Tensor:
+        """(T, 2) the line through the saddle, inside the unit square: starts above it stay, others close."""
+        assert self.saddle is not None
+        weight, gate = self.saddle
+        # the second derivatives of the objective, negated: its eigenvector of negative value leads in
+        slopes = torch.tensor([[-gate - self.decay, 1 - weight], [1 - weight, 0.0]], dtype=torch.float64)
+        inwards = torch.linalg.eigh(slopes).eigenvectors[:, 0]
+        ends = torch.tensor(self.saddle, dtype=torch.float64) + 1e-4 * torch.stack([inwards, -inwards])
+        ways = self.path(ends, time, back=True)
+        line = torch.cat([ways[:, 0].flip(0), ways[:, 1]])
+        return line[((line > 0) & (line < 1)).all(-1)]
 
 
 @LABS.register

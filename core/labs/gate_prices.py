@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.bundles import Setting, Split
 from core.criterion import sample
 from core.figure import Figure
-from core.gates import Costs, Gates, Sites, Tariff, best_prior, expectation, find_sites, prior_cost
+from core.gates import Costs, Gates, Sites, Tariff, find_sites
 from core.lab import LABS, Lab
 from core.layers import private_copy
 from core.method import number
@@ -154,3 +154,30 @@ def _prices(sites: Sites, costs: Costs) -> Figure:
         percent=frozenset({"price"}),
         labels={"price": "price of one, of all", "counted": "counted by"},
     )
+
+
+def expectation(table: Tensor, odds: Tensor) -> Tensor:
+    """Mean of `table` (2, ..., 2), what happens with every gate shut or open, over gates open with `odds`.
+
+    It is linear in every single one of the odds, so that its least value lies where all are 0 or 1.
+    """
+    for chance in odds:
+        table = torch.lerp(table[0], table[1], chance)
+    return table
+
+
+def prior_cost(odds: Tensor, prior: Tensor, gamma: float) -> Tensor:
+    """What a gate costs under a prior probability: divergence from it, and its own improbability.
+
+    The hyper-prior of the prior is proportional to 1 / (1 + (gamma - 1) prior), gamma > 1. Minimised
+    over the prior, at `best_prior`, the cost is odds * log(gamma): a constant price of being open.
+    """
+    divergence = torch.special.xlogy(odds, odds / prior) + torch.special.xlogy(
+        1 - odds, (1 - odds) / (1 - prior)
+    )
+    return divergence + torch.log1p((gamma - 1) * prior)
+
+
+def best_prior(odds: Tensor, gamma: float) -> Tensor:
+    """The prior probability at which `prior_cost` is least."""
+    return odds / (gamma - (gamma - 1) * odds)

@@ -14,18 +14,18 @@ from core.figure import Figure, Reference
 from core.lab import LABS, Lab
 from core.layers import private_copy
 from core.method import choice, number
-from core.run import Run
-from core.taps import feature_layers
-from core.transfer import (
+from core.paraphraser import (
     ENOUGH,
     Paraphrase,
     Paraphrasing,
     factors_view,
-    features,
     paraphrase,
     paraphrase_view,
     reconstruction_figure,
 )
+from core.run import Run
+from core.taps import feature_layers
+from core.transfer import features
 
 YOURS, COLLAPSED = "yours", "L1 with SGD"
 LINEAR = "best linear code"

@@ -1,6 +1,5 @@
 """Complexity-aware training: units and residual blocks switch themselves off, each at a price of its own."""
 
-import copy
 import math
 import statistics
 import time
@@ -12,7 +11,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from core.bundles import Setting, Split
 from core.criterion import sample
@@ -21,7 +19,8 @@ from core.errors import UnsupportedModelError
 from core.evaluation import correct, logits
 from core.figure import Figure, Reference
 from core.gates import CLOSED, Costs, Gates, Sites, Tariff, find_sites, recalibrate
-from core.layers import apply_mask, bake, draw_again, prunable, require_prunable
+from core.held import Held
+from core.layers import bake, draw_again, prunable, require_prunable
 from core.method import choice, number
 from core.recipe import COMPRESSORS
 from core.run import Run
@@ -49,7 +48,8 @@ class ComplexityAware(Tuning):
     cut out after the epoch, so that training gets faster. At the end gates of 0.5 or more open, the
     others close, and batch-norm statistics are computed again. Stem, classifier and what flows along
     shortcuts have no gates; a block without a living channel goes, the last channel of a layer
-    outside of blocks stays. A strength, or a share, of 0 leaves the gates that pay nothing open.
+    outside of blocks stays. A strength, or a share, of 0 leaves the gates that pay nothing open. What
+    earlier steps hold at zero stays at zero.
 
     Source: Guenter and Sideris, "Complexity-Aware Training of Deep Neural Networks for Optimal
     Structure Discovery", 2024, arXiv:2411.09127; the step of the gates and the schedule of the preset
@@ -81,15 +81,16 @@ class ComplexityAware(Tuning):
 
     def apply(self, model: nn.Module, setting: Setting, run: Run) -> nn.Module:
         require_prunable(model)
-        held = _held(model)
+        held = Held(model)
         bake(model)
         example = setting.train.take(slice(0, 1)).images
         sites = find_sites(model, example)
         if self.start == "scratch":
             draw_again(model)
+            held.zero(model)
         steps = self.epochs * math.ceil(min(self.images, len(setting.train)) / self.batch_size)
         gates = Gates(sites, Costs(model, example, sites), self._tariff(steps), run.device)
-        task = _Gated(gates, self, round(self.warm_up * steps), _pattern(model, held))
+        task = _Gated(gates, self, round(self.warm_up * steps), held)
         try:
             with gates.attached(model):
                 self.tune(model, task, setting, run)
@@ -97,7 +98,7 @@ class ComplexityAware(Tuning):
             task.cut(model)
         finally:
             recalibrate(model, sample(setting.train, self.images), run.device)
-            task.hold_on(model, held)
+            held.hold(model)
         watched = sample(setting.validation, WATCHED)
         hits = correct(logits(model, watched), watched.labels).double().mean().item()
         run.record(**_cost(gates), collapsed=float(gates.collapsed()), validation_accuracy=hits)
@@ -137,9 +138,9 @@ class ComplexityAware(Tuning):
 class _Gated(Task):
     """Cross-entropy behind gates; they move after `waits` steps, and what closes is cut."""
 
-    def __init__(self, gates: Gates, method: ComplexityAware, waits: int, pattern: nn.Module | None) -> None:
+    def __init__(self, gates: Gates, method: ComplexityAware, waits: int, held: Held) -> None:
         super().__init__()
-        self.gates, self.method, self.waits, self.pattern = gates, method, waits, pattern
+        self.gates, self.method, self.waits, self.held = gates, method, waits, held
         self._steps: list[float] = []  # seconds of each, in this epoch
         self._began = 0.0
 
@@ -155,10 +156,7 @@ class _Gated(Task):
         if self.waits < 0:
             self.gates.advance()
         self.gates.forget()
-        if self.pattern is not None:
-            with torch.no_grad():
-                for value, keep in zip(model.parameters(), self.pattern.parameters(), strict=True):
-                    value.mul_(keep)
+        self.held.zero(model)
         self._steps.append(time.perf_counter() - self._began)
 
     def passed(self, model: nn.Module, epoch: int) -> Cut | None:
@@ -166,8 +164,8 @@ class _Gated(Task):
 
     def _cut(self) -> Cut | None:
         cut = self.gates.cut()
-        if cut is not None and self.pattern is not None:
-            cut(self.pattern)
+        if cut is not None:
+            self.held.cut(cut)
         return cut
 
     def cut(self, model: nn.Module) -> None:
@@ -187,39 +185,11 @@ class _Gated(Task):
         counts = torch.histc(values, BINS, 0.0, 1.0) / len(values)
         return row | {f"{SHARE}{(i + 0.5) / BINS:.1f}": counts[i].item() for i in range(BINS)}
 
-    def hold_on(self, model: nn.Module, held: Sequence[str]) -> None:
-        """Mask again what earlier steps had masked, where it is still there."""
-        there = dict(model.named_modules())
-        for name in held:
-            layer, _, tensor = name.rpartition(".")
-            if layer in there:
-                apply_mask(there[layer], self.pattern.get_parameter(name) != 0, tensor)
-
 
 def _cost(gates: Gates) -> dict[str, float]:
     """Of the network without what has closed for good."""
     macs, parameters = gates.costs.expected(gates.open.cpu()).round().tolist()
     return {"macs": macs, "parameters": parameters}
-
-
-def _held(model: nn.Module) -> list[str]:
-    """The weights that earlier steps hold at zero in places."""
-    return [
-        f"{name}.{tensor}"
-        for name, layer in model.named_modules()
-        if parametrize.is_parametrized(layer)
-        for tensor in layer.parametrizations
-    ]
-
-
-def _pattern(model: nn.Module, held: Sequence[str]) -> nn.Module | None:
-    """`model` with 1 for every weight that may be trained and 0 for the rest; None where all may."""
-    if not held:
-        return None
-    pattern = copy.deepcopy(model)
-    for name, value in pattern.named_parameters():
-        value.data = (value != 0).to(value) if name in held else torch.ones_like(value)
-    return pattern
 
 
 def _history(run: Run) -> pd.DataFrame:

@@ -15,18 +15,9 @@ from core.figure import Figure
 from core.layers import private_copy, require_prunable
 from core.method import choice, flag, number
 from core.pools import blends, divide, mixed, noise, shared_pictures, textures, turned
-from core.positive_unlabeled import (
-    ESTIMATORS,
-    FEATURES,
-    RobustDistillation,
-    Scoring,
-    class_weights,
-    estimated_prior,
-    learn,
-    logits_of,
-    pooled_pair,
-)
+from core.positive_unlabeled import ESTIMATORS, FEATURES, Scoring, estimated_prior, learn, pooled_pair
 from core.recipe import COMPRESSORS
+from core.robust_distillation import RobustDistillation, class_weights, logits_of
 from core.run import Run
 from core.selection import (
     Selection,

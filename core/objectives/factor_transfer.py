@@ -14,26 +14,28 @@ from core.figure import Figure
 from core.layers import private_copy
 from core.method import choice, number
 from core.objective import OBJECTIVES, Objective
+from core.paraphraser import (
+    Paraphrase,
+    Paraphrasing,
+    factors_view,
+    paraphrase_of,
+    paraphrase_view,
+    reconstruction_figure,
+    translator,
+)
 from core.run import Run
 from core.training import Schedule, Task
 from core.transfer import (
     REFERENCE,
     Outer,
     Pair,
-    Paraphrase,
-    Paraphrasing,
     Taught,
     factor_cosine,
     factor_distance,
-    factors_view,
     maps_of,
-    paraphrase_of,
-    paraphrase_view,
-    reconstruction_figure,
     share_field,
     shared_layers,
     temperature_field,
-    translator,
 )
 
 MATCHED = 256  # validation pictures on which factors are compared

@@ -72,8 +72,9 @@ def test_the_last_of_quick_changes_wins(server, visit):
     page = plain(visit(f"{server.address}/prune?plan=remove:filter-l2:0,.1"))
     slide(page, 1, 25, delay=30)
     slide(page, 2, 7, delay=30)
+    page.wait_for_url(lambda url: unquote(url).endswith("plan=remove:filter-l2:0,.35,.07"))
     settled(page)
-    page.wait_for_timeout(1500)
+    page.wait_for_timeout(1500)  # nothing that was asked earlier comes after it
     settled(page)
     sliders = page.locator(".st-key-sliders input[type=range]")
     assert sliders.nth(1).input_value() == "35"
