@@ -1,0 +1,110 @@
+"""Local robustness: does the answer stay the same whatever happens to every pixel, up to a radius?"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from core.bundles import Split
+from core.errors import ParameterError
+from core.method import choice, number
+from core.proving.bounds import Bounds, crown
+from core.proving.network import ReluNetwork, unroll
+from core.proving.proof import Answer, Proof, Status
+from core.proving.prove import prove
+from core.proving.question import Deadline, Question
+from core.run import Run
+from core.verification import PROPERTIES, Property, Verdict
+
+
+@dataclass(frozen=True, eq=False)
+class RobustnessVerdict(Verdict):
+    """What was found for every other class that the network might be made to answer.
+
+    Where the picture itself is answered wrongly, the property is refuted by the picture, and no class
+    is asked for.
+    """
+
+    label: int = 0
+    predicted: int = 0
+    answers: Mapping[int, Answer] = None  # other class -> what was found; proof: class -> its proof
+    bounds: Bounds | None = None  # of the whole network over the ball, one box
+
+
+@PROPERTIES.register
+@dataclass(frozen=True)
+class LocalRobustness(Property):
+    """No change of up to `radius` in every pixel makes the network answer another class.
+
+    Pixels lie in [0, 1] and stay there. For every other class t the largest fall of the right logit
+    below that of t is bounded, by intervals and linear bounds, then by linear programs, then case by
+    case over the phases of ReLUs; or a picture is found that is answered with t.
+
+    Source: Li and Li, "MUC-G4: Minimal Unsat Core-Guided Incremental Verification for Deep Neural
+    Network Compression", 2025, arXiv:2506.04268 (reuse of unsat cores; the algorithm is ours).
+    """
+
+    name: ClassVar[str] = "robustness"
+    title: ClassVar[str] = "Local robustness"
+
+    radius: float = number(0.03, 0.0, 0.5, 0.001, help="Largest change of a pixel, of 1 from black to white")
+    classes: str = choice("all", "runner-up", help="Other classes that it must not be taken for")
+    seconds: float = number(10.0, 0.1, 3600.0, 0.1, unit="s", help="Time for every other class")
+
+    def check(
+        self, model: nn.Module, picture: Split, run: Run, proof: Mapping[int, Proof] | None = None
+    ) -> RobustnessVerdict:
+        start = time.perf_counter()
+        network = unroll(model, picture.pixels.shape[1:]).behind(picture.mean, picture.std)
+        x, label = pixels(picture), int(picture.labels[0])
+        low, high = (x - self.radius).clamp(0, 1), (x + self.radius).clamp(0, 1)
+        bounds, logits = crown(network, low[None], high[None]), network(x[None])[0]
+        predicted = int(logits.argmax())
+        told = {"label": label, "predicted": predicted, "bounds": bounds}
+        if predicted != label:
+            spent, shape = time.perf_counter() - start, picture.pixels.shape[1:]
+            return RobustnessVerdict("refuted", spent, x.view(shape), {}, answers={}, **told)
+        answers: dict[int, Answer] = {}
+        for other in run.track(self._others(logits, label), "Proving"):
+            question = Question(against(network, label, other), low, high)
+            deadline = Deadline(self.seconds, run.report)
+            answers[other] = prove(question, deadline, (proof or {}).get(other))
+            if answers[other].status == "refuted":
+                break
+        found = next((a.counterexample for a in answers.values() if a.counterexample is not None), None)
+        return RobustnessVerdict(
+            _overall(answers),
+            time.perf_counter() - start,
+            None if found is None else found.view(picture.pixels.shape[1:]),
+            {other: answer.proof for other, answer in answers.items() if answer.proof is not None},
+            answers=answers,
+            **told,
+        )
+
+    def _others(self, logits: Tensor, label: int) -> list[int]:
+        """Other classes, the likeliest first."""
+        order = [other for other in logits.argsort(descending=True).tolist() if other != label]
+        return order[:1] if self.classes == "runner-up" else order
+
+
+def pixels(picture: Split) -> Tensor:
+    """(I,) float64 in [0, 1] of a split of one picture."""
+    if len(picture) != 1:
+        raise ParameterError(f"robustness: must be asked for one picture, got {len(picture)}")
+    return picture.pixels[0].flatten().double() / 255
+
+
+def against(network: ReluNetwork, label: int, other: int) -> ReluNetwork:
+    """The network whose output is the logit of `label` less that of `other`."""
+    row = torch.zeros(1, network.outputs, dtype=torch.float64)
+    row[0, label], row[0, other] = 1.0, -1.0
+    return network.then(row, torch.zeros(1))
+
+
+def _overall(answers: Mapping[int, Answer]) -> Status:
+    """Refuted if one is, else unknown if one is."""
+    said = {answer.status for answer in answers.values()}
+    return "refuted" if "refuted" in said else "unknown" if "unknown" in said else "proved"
