@@ -1,7 +1,7 @@
 """What can be proved about a network's answers."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
@@ -27,14 +27,14 @@ class Verdict:
     proof: Any = None
 
     def __post_init__(self) -> None:
+        if self.status not in get_args(Status):
+            raise ValueError(f"status must be one of {', '.join(get_args(Status))}, got {self.status!r}")
         if (self.status == "refuted") != (self.counterexample is not None):
             raise ValueError("a counterexample belongs to a refuted property, and to no other")
 
 
 class Property(Method):
     """Something that a network should do on all inputs of a set around a picture."""
-
-    title: ClassVar[str] = ""
 
     def check(self, model: nn.Module, picture: Split, run: Run, proof: Any = None) -> Verdict:
         """Whether `model`, which must not be changed, has the property around a picture (a split of one).

@@ -54,6 +54,11 @@ def weights(tmp_path_factory) -> Path:
     return out / "mlp--digits.safetensors"
 
 
+def test_a_training_names_its_files_as_asked(tmp_path, capsys):
+    call(capsys, *train_words(tmp_path, epochs=1), "--name", "mine")
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.safetensors", "mine.json"}
+
+
 # ------------------------------------------------------------------------------------------- list
 
 

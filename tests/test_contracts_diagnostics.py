@@ -15,6 +15,7 @@ from promises import (
     lightest,
     stop,
 )
+from torch import nn
 
 from core.bundles import Setting
 from core.diagnosis import DIAGNOSTICS
@@ -96,8 +97,29 @@ class TestLab:
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
-def test_a_property_gives_a_verdict_and_leaves_the_model_alone(name, plain_model, tiny_data):
-    before = fingerprint(plain_model)
-    verdict = PROPERTIES[name]().check(plain_model, tiny_data.test.images[0], Run())
-    assert isinstance(verdict, Verdict)
-    assert_untouched(plain_model, before)
+class TestProperties:
+    def test_gives_a_verdict_and_leaves_the_model_alone(self, name, tiny_data):
+        picture = tiny_data.test.take(slice(0, 1))
+        model, seen = fully_connected(tiny_data), []
+        before, state = fingerprint(model), torch.get_rng_state()
+        verdict = PROPERTIES[name]().check(model, picture, Run(seen.append))
+        assert isinstance(verdict, Verdict)
+        assert verdict.seconds > 0
+        assert_untouched(model, before)
+        assert torch.equal(torch.get_rng_state(), state)
+        again = PROPERTIES[name]().check(model, picture, Run(), verdict.proof)
+        assert again.status == verdict.status
+
+    def test_says_of_what_networks_it_can_speak(self, name, tiny_data, setting):
+        try:
+            PROPERTIES[name]().check(setting.teacher, tiny_data.test.take(slice(0, 1)), Run())
+        except UnsupportedModelError as error:
+            assert_says(r"must .*, got ", error)
+
+
+def fully_connected(data) -> nn.Module:
+    """A small network that has learned nothing."""
+    torch.manual_seed(0)
+    pixels = data.test.pixels[0].numel()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 6), nn.ReLU(), nn.Linear(6, len(data.classes)))
+    return model.eval().requires_grad_(False)

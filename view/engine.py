@@ -102,9 +102,10 @@ class Scene:
 
 
 def title(key: str) -> str:
-    """ "resnet20--cluttered-digits" -> "ResNet-20 · Cluttered digits"."""
+    """ "resnet20--cluttered-digits" -> "ResNet-20 · Cluttered digits"; "mlp-24--digits" -> "MLP-24 · ..."."""
     each = shelf()[key]
-    return f"{each.model.label()} · {DATASETS[each.dataset].label()}"
+    member = key.partition("--")[0].removeprefix(each.model.name)  # of its family, where its file says which
+    return f"{each.model.label()}{member} · {DATASETS[each.dataset].label()}"
 
 
 def chosen() -> str:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -24,13 +24,13 @@ from core.verification import PROPERTIES, Property, Verdict
 class RobustnessVerdict(Verdict):
     """What was found for every other class that the network might be made to answer.
 
-    Where the picture itself is answered wrongly, the property is refuted by the picture, and no class
-    is asked for.
+    `proof` is a mapping from these classes to their proofs. Where the picture itself is answered
+    wrongly, it refutes the property, and no class is asked for.
     """
 
     label: int = 0
     predicted: int = 0
-    answers: Mapping[int, Answer] = None  # other class -> what was found; proof: class -> its proof
+    answers: Mapping[int, Answer] = field(default_factory=dict)  # other class -> what was found
     bounds: Bounds | None = None  # of the whole network over the ball, one box
 
 
@@ -66,7 +66,7 @@ class LocalRobustness(Property):
         told = {"label": label, "predicted": predicted, "bounds": bounds}
         if predicted != label:
             spent, shape = time.perf_counter() - start, picture.pixels.shape[1:]
-            return RobustnessVerdict("refuted", spent, x.view(shape), {}, answers={}, **told)
+            return RobustnessVerdict("refuted", spent, x.view(shape), {}, **told)
         answers: dict[int, Answer] = {}
         for other in run.track(self._others(logits, label), "Proving"):
             question = Question(against(network, label, other), low, high)

@@ -22,6 +22,9 @@ def train(
     ],
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the weights go")] = Path("runs"),
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What the files are called (default MODEL--DATA)")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint that a stopped run left")
     ] = False,
@@ -42,7 +45,7 @@ def train(
     architecture = read_method(MODELS, model, settings)
     bundle = read_data(data)
     make_folder(out)
-    path = out / f"{architecture.name}--{bundle.name}.safetensors"
+    path = out / f"{name or f'{architecture.name}--{bundle.name}'}.safetensors"
     asked = {
         "model": architecture.to_dict(),
         "data": bundle.name,
