@@ -1,8 +1,8 @@
-"""Recipes carried out by processes of their own: they outlive the page, the browser and the server.
+"""Recipes and proofs carried out by processes of their own: they outlive page, browser and server.
 
 A job is a folder. Who asks writes `order.json`; the worker (`worker.py`) writes `state.json` when
-something changes, a line of `history.jsonl` for every record, and an outcome at the end, and touches
-`alive` meanwhile. Whoever wants to know reads. The file `cancel` asks the worker to stop.
+something changes, a line of `history.jsonl` for every record, and an outcome or a certificate at the
+end, and touches `alive` meanwhile. Whoever wants to know reads. The file `cancel` asks the worker to stop.
 """
 
 import contextlib
@@ -44,11 +44,16 @@ class Order:
     recipe: str  # JSON
     device: str = "cpu"
     threads: int = max(1, CORES // 2)
+    task: str = "recipe"  # what is done with it: a function of `worker.py`
+    asks: Mapping[str, Any] = field(default_factory=dict)  # what else the task wants to know
 
     @cached_property
     def id(self) -> str:
         """The same for equal orders on equal weights; what a file holds counts, not only its name."""
-        found = blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=8)
+        values = asdict(self)
+        if self.task == "recipe":
+            del values["task"], values["asks"]  # jobs that are older than other tasks keep their folders
+        found = blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8)
         with contextlib.suppress(OSError):
             found.update(Path(self.weights).read_bytes())
         return found.hexdigest()

@@ -6,16 +6,23 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from core.as_json import plain
+from core.bundles import Setting, Split
+from core.certificate import certify, certify_many, drawn
 from core.errors import Stopped, UserError
 from core.jobs import Job, Status
+from core.method import from_dict
 from core.outcome import carry_out
+from core.recipe import compress
 from core.run import Progress, Run
+from core.verification import PROPERTIES
 
 WRITE_S = 0.25  # between two writes of the state
 BEAT_S = 1.0  # between two signs of life
@@ -45,7 +52,7 @@ class Reporter:
             self._written = len(self.run.records)
         if not self._stopped and self._cancel.exists():
             self._stopped = True
-            words = "Stopped; measuring what there is"
+            words = "Stopped; keeping what there is"
             self.status = replace(self.status, state="stopping", message=words)
             self._job.write(self.status)
             raise Stopped
@@ -59,10 +66,8 @@ def work(folder: Path) -> None:
     reporter = Reporter(job, replace(job.status, state="running", message="Loading", began=time.time()))
     job.write(reporter.status)
     try:
-        bundle, data = job.order.load()
-        outcome = carry_out(bundle, data, job.order.read_recipe(), run=reporter.run, figures=True)
-        outcome.save(folder, bundle, data)
-        ended = replace(reporter.status, state="done" if outcome.finished else "cancelled", fraction=1.0)
+        finished = TASKS[job.order.task](job, reporter.run)
+        ended = replace(reporter.status, state="done" if finished else "cancelled", fraction=1.0)
     except UserError as error:
         ended = replace(reporter.status, state="failed", problem=str(error))
     except Exception as error:
@@ -70,6 +75,56 @@ def work(folder: Path) -> None:
         problem = f"the worker failed: {type(error).__name__}: {error}"
         ended = replace(reporter.status, state="failed", problem=problem[:300])
     job.write(replace(ended, ended=time.time()))
+
+
+def _recipe(job: Job, run: Run) -> bool:
+    """Carry its recipe out, and measure what comes of it."""
+    bundle, data = job.order.load()
+    outcome = carry_out(bundle, data, job.order.read_recipe(), run=run, figures=True)
+    outcome.save(job.folder, bundle, data)
+    return outcome.finished
+
+
+def _proof(job: Job, run: Run) -> bool:
+    """Ask whether one picture's answer is robust, before and after compression."""
+    asks = job.order.asks
+    loaded = _networks(job, run)
+    if loaded is None:
+        return False
+    networks, test = loaded
+    picture = test.take(slice(asks["image"], asks["image"] + 1))
+    check = from_dict(PROPERTIES, asks["property"])
+    found = certify(check, networks, picture, run, asks["reuse"], asks["scratch"])
+    found.save(job.folder)
+    return found.finished
+
+
+def _certified(job: Job, run: Run) -> bool:
+    """Ask the same about many pictures and radii; the history tells of every picture."""
+    asks = job.order.asks
+    loaded = _networks(job, run)
+    if loaded is None:
+        return False
+    networks, test = loaded
+    pictures = test.take(torch.tensor(drawn(len(test), asks["images"])))
+    try:
+        certify_many(from_dict(PROPERTIES, asks["property"]), networks, pictures, asks["radii"], run)
+    except Stopped:
+        return False
+    run.report(1.0, "Certified")
+    return True
+
+
+def _networks(job: Job, run: Run) -> tuple[list[nn.Module], Split] | None:
+    """(original and compressed network, test pictures); None where the recipe was stopped."""
+    bundle, data = job.order.load()
+    setting = Setting(data.train, data.validation, bundle.module)
+    still = replace(run, on_progress=lambda p: run.on_progress(replace(p, fraction=0.0)))  # the proof counts
+    made = compress(bundle.module, setting, job.order.read_recipe(), still)
+    return ([bundle.module, made.model], data.test) if made.finished else None
+
+
+TASKS: dict[str, Callable[[Job, Run], bool]] = {"recipe": _recipe, "proof": _proof, "certified": _certified}
 
 
 def _beat(path: Path) -> None:

@@ -1,0 +1,337 @@
+"""What is left of a proof about two networks: plain values, kept in a folder and read back."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from core.as_json import plain, to_json
+from core.bundles import Split
+from core.errors import CheckpointError, Stopped
+from core.evaluation import wilson
+from core.layers import private_copy
+from core.method import brief
+from core.proving.bounds import Bounds
+from core.proving.proof import Answer, Core, Literal, Status
+from core.robustness import Check, Comparison, certified
+from core.run import Run
+from core.verification import Verdict
+
+FILE = "certificate.json"
+NETWORKS = ("original", "compressed")
+STATUSES = ("proved", "refuted", "unknown")
+
+Picture = tuple[float, ...]  # pixels in [0, 1], (C, H, W) laid out in a row
+
+
+@dataclass(frozen=True)
+class Finding:
+    """About one other class: can the network be made to answer it?"""
+
+    other: int
+    status: Status
+    seconds: float
+    bound: float | None  # lower bound of the right logit less the other one; None where there is none
+    reason: str
+    work: Mapping[str, int]
+    reuse: Mapping[str, int] | None  # see `core.proving.proof.Reuse`
+    cores: int | None  # of its proof, without the empty one of bounds alone; None where there is no proof
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """A picture that breaks the property, and what both networks make of it."""
+
+    pixels: Picture
+    distance: float  # largest change of a pixel
+    logits: Mapping[str, tuple[float, ...]]  # by network
+
+
+@dataclass(frozen=True)
+class Side:
+    """What was found about one network."""
+
+    status: Status
+    seconds: float
+    predicted: int | None
+    phases: tuple[tuple[int, ...], ...]  # of every ReLU around the picture: 1 on, -1 off, 0 undecided
+    findings: tuple[Finding, ...]
+    counterexample: Counterexample | None
+
+    @property
+    def work(self) -> dict[str, int]:
+        """What all classes cost together."""
+        return dict(sum((Counter(finding.work) for finding in self.findings), Counter()))
+
+
+@dataclass(frozen=True)
+class CoreLine:
+    """Phases that exclude counterexamples, and what became of that under compression."""
+
+    other: int
+    literals: Core
+    status: str  # one of `WORDS`
+
+
+WORDS = {
+    "valid": "checked again on the compressed network, and holds",
+    "trivial": "holds at once: one of its ReLUs can no longer be in that phase",
+    "broken": "does not hold any more, and was dropped",
+    "unchecked": "left alone, after too many others were broken",
+    "dropped": "not part of the new proof: broken, or left alone",
+    "not needed": "the compressed network was decided without it",
+    "new": "found for the compressed network",
+}  # status of a core -> what it means
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """One picture, one property, both networks."""
+
+    check: Mapping[str, Any]  # the property, see `Method.to_dict`
+    label: int
+    logits: Mapping[str, tuple[float, ...]]  # of the picture itself, by network
+    original: Side
+    compressed: Side
+    scratch: Side | None  # the compressed network without the original's proof, where it was asked for
+    cores: tuple[CoreLine, ...]
+    reuse: Mapping[str, float] | None
+    speed_up: float | None
+    finished: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return plain(asdict(self))
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Self:
+        """What `to_dict` made."""
+        sides = {name: _side(saved[name]) for name in (*NETWORKS, "scratch")}
+        lines = tuple(
+            CoreLine(line["other"], tuple(Literal(*each) for each in line["literals"]), line["status"])
+            for line in saved["cores"]
+        )
+        return cls(**saved | sides | {"logits": _tuples(saved["logits"]), "cores": lines})
+
+    def save(self, folder: Path) -> None:
+        """Write it into `folder`, in one go."""
+        partial = folder / f"{FILE}.partial"
+        partial.write_text(to_json(self.to_dict()) + "\n", encoding="utf-8")
+        partial.replace(folder / FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """What `save` wrote.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        try:
+            return cls.from_dict(json.loads((folder / FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder.name}: must be the folder of a certificate, got {brief(str(error))}"
+            ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Unasked(Verdict):
+    """In the place of a verdict that a stopped run did not come to."""
+
+    status: Status = "unknown"
+    seconds: float = 0.0
+    predicted: None = None
+    answers: Mapping[int, Any] = field(default_factory=dict)
+    bounds: None = None
+
+
+def certify(
+    check: Check,
+    networks: Sequence[nn.Module],
+    picture: Split,
+    run: Run,
+    reuse: bool = True,
+    scratch: bool = False,
+) -> Certificate:
+    """Prove the original of the two `networks`, then the compressed one with what the first proof left.
+
+    With `scratch`, the compressed one also without. Where `run` is stopped, what was found by then is
+    kept, and the rest is unknown.
+
+    Raises:
+        UnsupportedModelError: a network cannot be reasoned about.
+    """
+    asked = [*networks, networks[1]] if scratch else list(networks)
+    found: list[Verdict] = []
+    try:
+        for index, network in enumerate(asked):
+            old = found[0].proof if reuse and index == 1 else None
+            with run.step(index, len(asked)):
+                found.append(check.check(network, picture, run, old))
+    except Stopped:
+        return of(check, networks, picture, Comparison(*found, *[Unasked()] * (2 - len(found))), False)
+    return of(check, networks, picture, Comparison(*found))
+
+
+def of(
+    check: Check, networks: Sequence[nn.Module], picture: Split, found: Comparison, finished: bool = True
+) -> Certificate:
+    """What was found about the original and the compressed of `networks`, as plain values."""
+    x = picture.pixels[0].double() / 255
+    answers = {"picture": _logits(networks, picture, x)}
+
+    def side(verdict: Verdict) -> Side:
+        at = verdict.counterexample
+        broken = None
+        if at is not None:
+            distance = (at - x).abs().max().item()
+            broken = Counterexample(tuple(at.flatten().tolist()), distance, _logits(networks, picture, at))
+        return Side(
+            verdict.status,
+            verdict.seconds,
+            verdict.predicted,
+            phases(verdict.bounds) if verdict.bounds else (),
+            tuple(_finding(other, answer) for other, answer in verdict.answers.items()),
+            broken,
+        )
+
+    return Certificate(
+        check=check.to_dict(),
+        label=int(picture.labels[0]),
+        logits=answers["picture"],
+        original=side(found.original),
+        compressed=side(found.compressed),
+        scratch=None if found.scratch is None else side(found.scratch),
+        cores=tuple(_cores(found)),
+        reuse=None if found.reuse is None else asdict(found.reuse) | {"rate": found.reuse.rate},
+        speed_up=found.speed_up,
+        finished=finished,
+    )
+
+
+@torch.no_grad()
+def _logits(networks: Sequence[nn.Module], picture: Split, x: Tensor) -> dict[str, tuple[float, ...]]:
+    """What both answer to pixels (C, H, W) in [0, 1], in double precision."""
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (picture.mean, picture.std))
+    shown = ((x - mean) / std)[None]
+    return {
+        name: tuple(private_copy(network).double()(shown)[0].tolist())
+        for name, network in zip(NETWORKS, networks, strict=True)
+    }
+
+
+def phases(bounds: Bounds) -> tuple[tuple[int, ...], ...]:
+    """Of every ReLU of one box: 1 surely on, -1 surely off, 0 undecided."""
+    return tuple(
+        tuple(((low[0] >= 0).int() - ((high[0] <= 0) & (low[0] < 0)).int()).tolist())
+        for low, high in zip(bounds.lows, bounds.highs, strict=True)
+    )
+
+
+def _finding(other: int, answer: Answer) -> Finding:
+    return Finding(
+        other,
+        answer.status,
+        answer.seconds,
+        answer.bound if math.isfinite(answer.bound) else None,
+        answer.reason,
+        dict(answer.work),
+        None if answer.reuse is None else asdict(answer.reuse),
+        None if answer.proof is None else sum(map(bool, answer.proof.cores)),
+    )
+
+
+def _cores(found: Comparison) -> Iterator[CoreLine]:
+    """Cores of the original with their fate, class by class, then the new ones; an empty one says nothing."""
+    for other in dict.fromkeys([*found.original.answers, *found.compressed.answers]):
+        old, new = (verdict.answers.get(other) for verdict in (found.original, found.compressed))
+        before, after = (
+            [core for core in a.proof.cores if core] if a is not None and a.proof is not None else []
+            for a in (old, new)
+        )
+        for core in before:
+            yield CoreLine(other, core, fate(core, after, new, found.compressed.bounds))
+        yield from (CoreLine(other, core, "new") for core in after if core not in before)
+
+
+def fate(core: Core, after: Sequence[Core], answer: Answer | None, bounds: Bounds | None) -> str:
+    """What became of an old proof's core, by what is left in the new one's `answer`."""
+    if core in after:
+        return "valid"
+    if answer is None or answer.reuse is None:
+        return "not needed"
+    if bounds is not None and any(_impossible(literal, bounds) for literal in core):
+        return "trivial"
+    return "broken" if not answer.reuse.unchecked else "unchecked" if not answer.reuse.broken else "dropped"
+
+
+def _impossible(literal: Literal, bounds: Bounds) -> bool:
+    """Can its ReLU no longer be in that phase?"""
+    low, high = (side[literal.layer][0, literal.neuron].item() for side in (bounds.lows, bounds.highs))
+    return high < 0 if literal.phase > 0 else low > 0
+
+
+def certify_many(
+    check: Check,
+    networks: Sequence[nn.Module],
+    pictures: Split,
+    radii: Sequence[float],
+    run: Run,
+) -> None:
+    """Record for every picture, network and radius whether it is proved, refuted or unknown.
+
+    A run that is stopped keeps whole pictures; `standing` counts them.
+    """
+    both = dict(zip(NETWORKS, networks, strict=True))
+    for index in run.track(range(len(pictures)), "Certifying"):
+        table = certified(check, both, pictures.take(slice(index, index + 1)), radii, run)
+        for row in table.itertuples():
+            said = {name: getattr(row, name) for name in STATUSES}
+            run.record(picture=index, network=NETWORKS.index(row.network), radius=row.radius, **said)
+
+
+def standing(rows: Sequence[Mapping[str, float]]) -> pd.DataFrame:
+    """Row by network and radius of what `certify_many` recorded: counts, share proved with its interval."""
+    table = pd.DataFrame([row for row in rows if "radius" in row])
+    if table.empty:
+        return table
+    found = table.groupby(["network", "radius"])[list(STATUSES)].sum().astype(int).reset_index()
+    found["n"] = found[list(STATUSES)].sum(axis=1)
+    found["network"] = [NETWORKS[int(index)] for index in found.network]
+    found["certified"] = found.proved / found.n
+    ends = [wilson(row.proved, row.n) for row in found.itertuples()]
+    return found.assign(low=[low for low, _ in ends], high=[high for _, high in ends])
+
+
+def drawn(count: int, most: int) -> list[int]:
+    """Positions of at most `most` of `count` pictures, always the same ones, at random."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return sorted(order[:most].tolist())
+
+
+def _side(saved: Mapping[str, Any] | None) -> Side | None:
+    if saved is None:
+        return None
+    broken = saved["counterexample"]
+    if broken is not None:
+        pixels, logits = tuple(broken["pixels"]), _tuples(broken["logits"])
+        broken = Counterexample(**broken | {"pixels": pixels, "logits": logits})
+    return Side(
+        **saved
+        | {
+            "phases": tuple(map(tuple, saved["phases"])),
+            "findings": tuple(Finding(**finding) for finding in saved["findings"]),
+            "counterexample": broken,
+        }
+    )
+
+
+def _tuples(values: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, ...]]:
+    return {name: tuple(each) for name, each in values.items()}
