@@ -13,7 +13,7 @@ from core.proving.proof import Reuse
 from core.run import Run
 from core.verification import PROPERTIES, Property, Verdict
 
-Check = Property  # one that tells of its classes: `core.properties.local_robustness`
+Check = Property  # one that tells of its classes: `core.properties.robustness`
 
 
 @dataclass(frozen=True, eq=False)

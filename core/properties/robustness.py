@@ -36,7 +36,7 @@ class RobustnessVerdict(Verdict):
 
 @PROPERTIES.register
 @dataclass(frozen=True)
-class LocalRobustness(Property):
+class Robustness(Property):
     """No change of up to `radius` in every pixel makes the network answer another class.
 
     Pixels lie in [0, 1] and stay there. For every other class t the largest fall of the right logit
