@@ -1,8 +1,8 @@
 """Local robustness: does the answer stay the same whatever happens to every pixel, up to a radius?"""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -60,25 +60,28 @@ class Robustness(Property):
         start = time.perf_counter()
         network = unroll(model, picture.pixels.shape[1:]).behind(picture.mean, picture.std)
         x, label = pixels(picture), int(picture.labels[0])
+        shape = picture.pixels.shape[1:]
         low, high = (x - self.radius).clamp(0, 1), (x + self.radius).clamp(0, 1)
-        bounds, logits = crown(network, low[None], high[None]), network(x[None])[0]
-        predicted = int(logits.argmax())
+        logits = network(x[None])[0]
+        others, predicted = self._others(logits, label), int(logits.argmax())
+        margins = against(network, label, others)
+        bounds = crown(margins, low[None], high[None])  # once for all classes: they share all hidden layers
         told = {"label": label, "predicted": predicted, "bounds": bounds}
         if predicted != label:
-            spent, shape = time.perf_counter() - start, picture.pixels.shape[1:]
-            return RobustnessVerdict("refuted", spent, x.view(shape), {}, **told)
+            return RobustnessVerdict("refuted", time.perf_counter() - start, x.view(shape), {}, **told)
         answers: dict[int, Answer] = {}
-        for other in run.track(self._others(logits, label), "Proving"):
-            question = Question(against(network, label, other), low, high)
-            deadline = Deadline(self.seconds, run.report)
-            answers[other] = prove(question, deadline, (proof or {}).get(other))
+        for index, other in run.track(list(enumerate(others)), "Proving"):
+            question = Question(against(network, label, [other]), low, high)
+            mine = replace(bounds, margins=bounds.margins[:, index : index + 1])
+            old = (proof or {}).get(other)
+            answers[other] = prove(question, Deadline(self.seconds, run.report), old, mine)
             if answers[other].status == "refuted":
                 break
         found = next((a.counterexample for a in answers.values() if a.counterexample is not None), None)
         return RobustnessVerdict(
             _overall(answers),
             time.perf_counter() - start,
-            None if found is None else found.view(picture.pixels.shape[1:]),
+            None if found is None else found.view(shape),
             {other: answer.proof for other, answer in answers.items() if answer.proof is not None},
             answers=answers,
             **told,
@@ -97,11 +100,12 @@ def pixels(picture: Split) -> Tensor:
     return picture.pixels[0].flatten().double() / 255
 
 
-def against(network: ReluNetwork, label: int, other: int) -> ReluNetwork:
-    """The network whose output is the logit of `label` less that of `other`."""
-    row = torch.zeros(1, network.outputs, dtype=torch.float64)
-    row[0, label], row[0, other] = 1.0, -1.0
-    return network.then(row, torch.zeros(1))
+def against(network: ReluNetwork, label: int, others: Sequence[int]) -> ReluNetwork:
+    """The network whose outputs are the logit of `label` less those of `others`."""
+    rows = torch.zeros(len(others), network.outputs, dtype=torch.float64)
+    rows[:, label] = 1.0
+    rows[torch.arange(len(others)), torch.tensor(others)] = -1.0
+    return network.then(rows, torch.zeros(len(others)))
 
 
 def _overall(answers: Mapping[int, Answer]) -> Status:

@@ -1,13 +1,14 @@
 """Answers a question with whatever is cheapest: bounds, an attack, then a search that is complete."""
 
-
 from core.proving.attack import attack
-from core.proving.bounds import crown
+from core.proving.bounds import Bounds, crown
 from core.proving.proof import Answer, Proof
 from core.proving.question import TOLERANCE, Deadline, Question
 
 
-def prove(question: Question, deadline: Deadline, old: Proof | None = None) -> Answer:
+def prove(
+    question: Question, deadline: Deadline, old: Proof | None = None, bounds: Bounds | None = None
+) -> Answer:
     """Whether some margin is positive all over the box; "unknown" when time is over.
 
     `old`, of the same question about another network, may save work and changes no answer.
@@ -19,7 +20,7 @@ def prove(question: Question, deadline: Deadline, old: Proof | None = None) -> A
         old.require_about(question)
         if old.counterexample is not None and question.violated_by(old.counterexample):
             return _refuted(question, old.counterexample, deadline)
-    bounds = crown(question.network, question.low[None], question.high[None])
+    bounds = bounds or crown(question.network, question.low[None], question.high[None])
     margin = bounds.margin.item()
     if margin > TOLERANCE:
         proof = Proof(question, cores=((),))
