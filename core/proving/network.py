@@ -1,22 +1,27 @@
 """A network as a proof sees it: affine layers with a ReLU between every two, in double precision."""
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
-from core.errors import UnsupportedModelError
 from core.layers import private_copy
+from core.preparation import rewrite
+from core.proving.unrolling import Affine, Step, assemble, unsupported
 
-Affine = tuple[Tensor, Tensor]  # matrix (O, I), offset (O,)
-
-LARGEST = 40_000_000  # numbers in one unrolled layer: 320 MB
-WANTED = "one of linear layer, convolution, batch norm, average pooling, flattening, ReLU"
-SILENT = (nn.Identity, nn.Dropout, nn.Dropout2d)  # layers that do nothing in eval mode
+WANTED = "linear, convolution, batch norm, pooling, flattening, addition or ReLU"
+_AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, _BatchNorm, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_SILENT = (nn.Identity, _DropoutNd)  # do nothing in eval mode
+_SHAPING = (torch.flatten, torch.reshape, "flatten", "view", "reshape", "contiguous")
+_ADDITIONS = (operator.add, torch.add, "add")
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +30,10 @@ class ReluNetwork:
 
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, layers: Iterable[Affine]) -> "ReluNetwork":
+        return cls(*(tuple(part) for part in zip(*layers, strict=True)))
 
     @property
     def inputs(self) -> int:
@@ -77,97 +86,72 @@ class ReluNetwork:
 def unroll(model: nn.Module, shape: tuple[int, ...]) -> ReluNetwork:
     """`model`, whose inputs are (N, *shape), as affine layers and ReLUs.
 
-    Batch norm and average pooling are affine; convolutions become matrices, (outputs, inputs) of a whole
-    picture; affine layers without a ReLU between them become one.
+    Convolutions become matrices, (outputs, inputs) of a whole picture; affine layers without a ReLU
+    between them become one. Max pooling is ReLUs, max(a, b) = b + relu(a - b), and whatever is read
+    behind a ReLU that it did not enter, as in a residual block, goes through ReLUs of its own.
 
     Raises:
-        UnsupportedModelError: `model` is no chain of such layers, or too large once unrolled.
+        UnsupportedModelError: `model` is not made of such layers, or too large once unrolled.
     """
-    network = private_copy(model).double()
-    weights, biases, shape = [], [], torch.Size(shape)
-    affine: Affine | None = None  # not yet followed by a ReLU
-    for name, layer in _chain(network, shape):
-        if isinstance(layer, nn.ReLU):
-            if affine is None and not weights:
-                affine = _identity(shape.numel())
-            if affine is not None:  # a ReLU behind a ReLU changes nothing
-                weights.append(affine[0])
-                biases.append(affine[1])
-                affine = None
-            continue
-        step, shape = _affine(name, layer, shape)
-        if step is not None:
-            affine = step if affine is None else (step[0] @ affine[0], step[0] @ affine[1] + step[1])
-    last = affine or _identity(shape.numel())
-    return ReluNetwork((*weights, last[0]), (*biases, last[1]))
-
-
-def _chain(network: nn.Module, shape: torch.Size) -> Iterator[tuple[str, nn.Module]]:
-    """The layers of `network` in the order in which they are applied, each to what the one before gave."""
-    leaves = {m: name for name, m in network.named_modules() if not any(True for _ in m.children())}
-    seen: list[tuple[nn.Module, Tensor, Tensor]] = []
-    handles = [
-        leaf.register_forward_hook(lambda m, args, output: seen.append((m, args[0], output)))
-        for leaf in leaves
-    ]
-    example = torch.rand(1, *shape, dtype=torch.float64)
+    exact = private_copy(model).double()
+    network = rewrite(exact).to(memory_format=torch.contiguous_format)
+    if not isinstance(network, fx.GraphModule):
+        raise unsupported("the network", "code that can be followed call by call", type(model).__name__)
+    random = torch.Generator().manual_seed(0)
+    example = torch.rand(1, *shape, dtype=torch.float64, generator=random)
     with torch.no_grad():
-        answer = network(example)
-    for handle in handles:
-        handle.remove()
-    before = example
-    for module, given, made in seen:
-        if given is not before and not (
-            given.numel() == before.numel() and given.data_ptr() == before.data_ptr()
-        ):
-            raise _unsupported(
-                leaves[module], "a layer that takes what the one before it gives", "another input"
-            )
-        yield leaves[module], module
-        before = made
-    if answer.data_ptr() != before.data_ptr():
-        raise _unsupported("model", "a chain of modules", "arithmetic behind the last of them")
+        _Shapes(network).run(example)
+        found = ReluNetwork.of(assemble(*_steps(network), torch.Size(shape)))
+        if not torch.allclose(found(example.flatten(1)), exact(example).flatten(1), rtol=1e-8, atol=1e-8):
+            raise unsupported("the network", "the same once unrolled", "one that answers differently")
+    return found
 
 
-def _affine(
-    name: str, layer: nn.Module, shape: torch.Size
-) -> tuple[tuple[Tensor, Tensor] | None, torch.Size]:
-    """(matrix, offset) of a layer, None where it changes the shape only, and the shape of its output."""
-    if isinstance(layer, nn.Flatten):
-        return None, torch.Size([shape.numel()])
-    if isinstance(layer, SILENT):
-        return None, shape
-    if isinstance(layer, nn.Linear) and len(shape) == 1:
-        bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(len(layer.weight))
-        return (layer.weight.detach(), bias.detach()), torch.Size([len(bias)])
-    if isinstance(layer, nn.Conv2d | _BatchNorm | nn.AvgPool2d | nn.AdaptiveAvgPool2d):
-        return _by_columns(name, layer, shape)
-    raise _unsupported(
-        name,
-        "linear layers, convolutions, batch norms, average pooling, flattening and ReLUs",
-        type(layer).__name__,
-    )
+class _Shapes(fx.Interpreter):
+    """Notes the shape of every tensor on the way."""
+
+    def run_node(self, node: fx.Node) -> Any:
+        value = super().run_node(node)
+        if isinstance(value, Tensor):
+            node.meta["shape"] = value.shape
+        return value
 
 
-@torch.no_grad()
-def _by_columns(name: str, layer: nn.Module, shape: torch.Size) -> tuple[Affine, torch.Size]:
-    """An affine layer's matrix, a column for every input: what it makes of it alone, less what of nothing."""
-    nothing = torch.zeros(1, *shape, dtype=torch.float64)
-    offset = layer(nothing)
-    size = shape.numel() * offset.numel()
-    if size > LARGEST:
-        raise _unsupported(name, f"at most {LARGEST:,} numbers once unrolled", f"{size:,}")
-    columns = [
-        layer(part.view(-1, *shape)) - offset
-        for part in torch.eye(shape.numel(), dtype=torch.float64).split(256)
-    ]
-    matrix = torch.cat(columns).flatten(1).T.contiguous()
-    return (matrix, offset.flatten()), offset.shape[1:]
+def _steps(network: fx.GraphModule) -> tuple[str, list[Step], str]:
+    """The name of the input, the steps, and the name of the output."""
+    *nodes, output = network.graph.nodes
+    given = [node for node in nodes if node.op == "placeholder" and "shape" in node.meta]
+    calls = [node for node in nodes if node.op.startswith("call_") and "shape" in node.meta]
+    if len(given) != 1 or not isinstance(output.args[0], fx.Node):
+        raise unsupported("the network", "a function of one picture with one output", "another")
+    return given[0].name, [_step(network, node) for node in calls], output.args[0].name
 
 
-def _identity(size: int) -> Affine:
-    return torch.eye(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+def _step(network: fx.GraphModule, node: fx.Node) -> Step:
+    reads = tuple(read.name for read in node.all_input_nodes if "shape" in read.meta)
+    if node.op == "call_module":
+        layer = network.get_submodule(node.target)
+        if isinstance(layer, nn.ReLU):
+            return Step(node.name, reads, "relu")
+        if isinstance(layer, nn.MaxPool2d) and not layer.return_indices:
+            return Step(node.name, reads, layer)
+        if isinstance(layer, nn.Flatten):
+            return _shaping(node, reads)
+        if isinstance(layer, _SILENT):
+            return Step(node.name, reads, lambda x: x, keeps_sign=True)
+        if isinstance(layer, _AFFINE) and getattr(layer, "track_running_stats", True):
+            return Step(node.name, reads, layer, keeps_sign=isinstance(layer, _AVERAGES))
+        raise unsupported(node.target, WANTED, type(layer).__name__)
+    if node.target in _SHAPING:
+        return _shaping(node, reads)
+    if node.target in _ADDITIONS and len(reads) == len(node.args) == 2 and not node.kwargs:
+        return Step(node.name, reads, torch.add, keeps_sign=True)
+    got = getattr(node.target, "__name__", node.target)
+    raise unsupported(node.name, WANTED, f"a call of {got}")
 
 
-def _unsupported(name: str, wanted: str, got: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"proof: {name} must be {wanted}, got {got}")
+def _shaping(node: fx.Node, reads: tuple[str, ...]) -> Step:
+    batch, *shape = node.meta["shape"]
+    if batch != 1 or len(reads) != 1:
+        raise unsupported(node.name, "a change of shape picture by picture", "one across pictures")
+    return Step(node.name, reads, lambda x: x.reshape(len(x), *shape), keeps_sign=True)
