@@ -27,18 +27,24 @@ def setting(bundle: "ModelBundle", dataset: "DatasetBundle") -> "Setting":
 
 
 def choose(indices: str | None, count: int, pictures: "Split") -> list[int]:
-    """Which pictures to explain: those named, else the first `count`."""
+    """Which pictures are meant: those named, as in "0,4,10:20" (20 not among them), else the first `count`."""
     from core.errors import ParameterError
 
     if indices is None:
         return list(range(min(count, len(pictures))))
-    try:
-        chosen = [int(part) for part in indices.split(",")]
-    except ValueError:
-        raise ParameterError(f"indices: must be whole numbers with commas between, got {indices!r}") from None
-    for index in chosen:
-        if not 0 <= index < len(pictures):
-            raise ParameterError(f"indices: must lie in [0, {len(pictures) - 1}], got {index}")
+    chosen = []
+    for part in indices.split(","):
+        low, colon, high = part.partition(":")
+        try:
+            first = int(low)
+            end = int(high) if colon else first + 1
+        except ValueError:
+            raise ParameterError(
+                f"indices: must be whole numbers or ranges a:b with commas between, got {indices!r}"
+            ) from None
+        if not 0 <= first < end <= len(pictures):
+            raise ParameterError(f"indices: must lie in [0, {len(pictures) - 1}], got {part}")
+        chosen += range(first, end)
     return chosen
 
 

@@ -33,7 +33,7 @@ Attributions = Annotated[
     typer.Option("--attribution", metavar="NAME|JSON", help="Attribution method; may be repeated"),
 ]
 Indices = Annotated[
-    str | None, typer.Option(metavar="0,5,7", help="Which pictures are explained; default: the first")
+    str | None, typer.Option(metavar="0,5,10:20", help="Which pictures are explained; default: the first")
 ]
 Count = Annotated[int, typer.Option(min=1, help="How many pictures are explained")]
 Figures = Annotated[bool, typer.Option("--figures", help="Also what every step shows of what it did")]

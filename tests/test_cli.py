@@ -270,13 +270,13 @@ def test_run_repeats_what_compress_did(weights, tmp_path, capsys):
 
 def test_explain_agrees_with_its_own_maps(weights, tmp_path, capsys):
     words = ("mlp", "prune-weights", "--sparsity", "0.8", "--weights", weights, "--attribution", "saliency")
-    report = call(capsys, "explain", *words, "--indices", "4,0,9", "--out", tmp_path / "maps.npz")
+    report = call(capsys, "explain", *words, "--indices", "4,0,9:11", "--out", tmp_path / "maps.npz")
     maps = np.load(tmp_path / "maps.npz")
     before, after = maps["saliency.before"], maps["saliency.after"]
-    assert before.shape == after.shape == (3, *load_dataset("digits").shape)
-    assert report["images"] == maps["images"].tolist() == [4, 0, 9]
+    assert before.shape == after.shape == (4, *load_dataset("digits").shape)
+    assert report["images"] == maps["images"].tolist() == [4, 0, 9, 10]
     per_image = report["agreement"]["saliency"]["per_image"]["spearman"]
-    strength = (np.abs(maps[f"saliency.{side}"].sum(1)).reshape(3, -1) for side in ("before", "after"))
+    strength = (np.abs(maps[f"saliency.{side}"].sum(1)).reshape(4, -1) for side in ("before", "after"))
     expected = [spearmanr(b, a).statistic for b, a in zip(*strength, strict=True)]
     assert per_image == pytest.approx(expected, abs=1e-5)
     assert report["agreement"]["saliency"]["mean"]["spearman"] == pytest.approx(np.mean(expected), abs=1e-5)
@@ -413,7 +413,10 @@ MISTAKES = [
     ("run mlp absent.json", "absent.json"),
     ("explain mlp", "either a METHOD or a --recipe"),
     ("explain mlp prune-weights --attribution saliencies", "did you mean 'saliency'"),
-    ("explain mlp prune-weights --indices 1,two", "whole numbers with commas between, got '1,two'"),
+    ("explain mlp prune-weights --indices 1,two", "or ranges a:b with commas between, got '1,two'"),
+    ("explain mlp prune-weights --indices 1:2:3:4", "or ranges a:b with commas between, got '1:2:3:4'"),
+    ("explain mlp prune-weights --indices 5:5", "indices: must lie in [0, "),
+    ("explain mlp prune-weights --indices 0:999999999999", "indices: must lie in [0, "),
     ("explain mlp prune-weights --indices 99999", "indices: must lie in [0, "),
     ("train mlp", "--data"),
     ("train mlp --data digits --epochs 0", "schedule: epochs must lie in [1, 500], got 0"),
