@@ -8,25 +8,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from core.as_json import plain, to_json
 from core.bundles import Split
 from core.errors import CheckpointError, Stopped
-from core.evaluation import wilson
 from core.layers import private_copy
 from core.method import brief
 from core.proving.bounds import Bounds
-from core.proving.proof import Answer, Core, Literal, Status
-from core.robustness import Check, Comparison, certified
+from core.proving.changes import classify, match, translate
+from core.proving.network import unroll
+from core.proving.proof import Answer, Core, Literal, Reuse, Status
+from core.robustness import Check, Comparison
 from core.run import Run
 from core.verification import Verdict
 
 FILE = "certificate.json"
 NETWORKS = ("original", "compressed")
-STATUSES = ("proved", "refuted", "unknown")
 
 Picture = tuple[float, ...]  # pixels in [0, 1], (C, H, W) laid out in a row
 
@@ -81,12 +80,12 @@ class CoreLine:
 
 
 WORDS = {
-    "valid": "checked again on the compressed network, and holds",
+    "valid": "checked again on the compressed network, and holds, maybe with fewer phases",
     "trivial": "holds at once: one of its ReLUs can no longer be in that phase",
     "broken": "does not hold any more, and was dropped",
     "unchecked": "left alone, after too many others were broken",
     "dropped": "not part of the new proof: broken, or left alone",
-    "not needed": "the compressed network was decided without it",
+    "not used": "the compressed network was asked about without it",
     "new": "found for the compressed network",
 }  # status of a core -> what it means
 
@@ -103,6 +102,7 @@ class Certificate:
     scratch: Side | None  # the compressed network without the original's proof, where it was asked for
     cores: tuple[CoreLine, ...]
     reuse: Mapping[str, float] | None
+    changes: tuple[Mapping[str, int], ...]  # per hidden layer: kind of change -> neurons of the original
     speed_up: float | None
     finished: bool = True
 
@@ -118,7 +118,8 @@ class Certificate:
             CoreLine(line["other"], tuple(Literal(*each) for each in line["literals"]), line["status"])
             for line in saved["cores"]
         )
-        return cls(**saved | sides | {"logits": _tuples(saved["logits"]), "cores": lines})
+        changes, logits = tuple(saved["changes"]), _tuples(saved["logits"])
+        return cls(**saved | sides | {"logits": logits, "cores": lines, "changes": changes})
 
     def save(self, folder: Path) -> None:
         """Write it into `folder`, in one go."""
@@ -211,6 +212,7 @@ def of(
         scratch=None if found.scratch is None else side(found.scratch),
         cores=tuple(_cores(found)),
         reuse=None if found.reuse is None else asdict(found.reuse) | {"rate": found.reuse.rate},
+        changes=tuple(classify(*(unroll(network, picture.pixels.shape[1:]) for network in networks)).counts),
         speed_up=found.speed_up,
         finished=finished,
     )
@@ -250,70 +252,38 @@ def _finding(other: int, answer: Answer) -> Finding:
 
 def _cores(found: Comparison) -> Iterator[CoreLine]:
     """Cores of the original with their fate, class by class, then the new ones; an empty one says nothing."""
+    fixed = (
+        [torch.tensor(layer) for layer in phases(found.compressed.bounds)] if found.compressed.bounds else []
+    )
     for other in dict.fromkeys([*found.original.answers, *found.compressed.answers]):
-        old, new = (verdict.answers.get(other) for verdict in (found.original, found.compressed))
-        before, after = (
-            [core for core in a.proof.cores if core] if a is not None and a.proof is not None else []
-            for a in (old, new)
+        old, new = (
+            verdict.answers.get(other, Answer("unknown")) for verdict in (found.original, found.compressed)
         )
-        for core in before:
-            yield CoreLine(other, core, fate(core, after, new, found.compressed.bounds))
-        yield from (CoreLine(other, core, "new") for core in after if core not in before)
+        before, after = ([core for core in a.proof.cores if core] if a.proof else [] for a in (old, new))
+        moved: list[Core | None] = []
+        if new.proof and new.reuse is not None:
+            places = match(old.proof.question.network, new.proof.question.network)
+            moved = translate(before, places, fixed)
+        fates = [fate(core, after, new.reuse) for core in moved] or ["not used"] * len(before)
+        for core, status in zip(before, fates, strict=True):
+            yield CoreLine(other, core, status)
+        for core in after:
+            if not any(holds(old_core, [core]) for old_core in moved):
+                yield CoreLine(other, core, "new")
 
 
-def fate(core: Core, after: Sequence[Core], answer: Answer | None, bounds: Bounds | None) -> str:
-    """What became of an old proof's core, by what is left in the new one's `answer`."""
-    if core in after:
-        return "valid"
-    if answer is None or answer.reuse is None:
-        return "not needed"
-    if bounds is not None and any(_impossible(literal, bounds) for literal in core):
+def fate(moved: Core | None, after: Sequence[Core], reuse: Reuse) -> str:
+    """What became of an old proof's core, `moved` to the new network, whose cores are `after`."""
+    if moved is None:
         return "trivial"
-    return "broken" if not answer.reuse.unchecked else "unchecked" if not answer.reuse.broken else "dropped"
+    if holds(moved, after):
+        return "valid"
+    return "broken" if not reuse.unchecked else "unchecked" if not reuse.broken else "dropped"
 
 
-def _impossible(literal: Literal, bounds: Bounds) -> bool:
-    """Can its ReLU no longer be in that phase?"""
-    low, high = (side[literal.layer][0, literal.neuron].item() for side in (bounds.lows, bounds.highs))
-    return high < 0 if literal.phase > 0 else low > 0
-
-
-def certify_many(
-    check: Check,
-    networks: Sequence[nn.Module],
-    pictures: Split,
-    radii: Sequence[float],
-    run: Run,
-) -> None:
-    """Record for every picture, network and radius whether it is proved, refuted or unknown.
-
-    A run that is stopped keeps whole pictures; `standing` counts them.
-    """
-    both = dict(zip(NETWORKS, networks, strict=True))
-    for index in run.track(range(len(pictures)), "Certifying"):
-        table = certified(check, both, pictures.take(slice(index, index + 1)), radii, run)
-        for row in table.itertuples():
-            said = {name: getattr(row, name) for name in STATUSES}
-            run.record(picture=index, network=NETWORKS.index(row.network), radius=row.radius, **said)
-
-
-def standing(rows: Sequence[Mapping[str, float]]) -> pd.DataFrame:
-    """Row by network and radius of what `certify_many` recorded: counts, share proved with its interval."""
-    table = pd.DataFrame([row for row in rows if "radius" in row])
-    if table.empty:
-        return table
-    found = table.groupby(["network", "radius"])[list(STATUSES)].sum().astype(int).reset_index()
-    found["n"] = found[list(STATUSES)].sum(axis=1)
-    found["network"] = [NETWORKS[int(index)] for index in found.network]
-    found["certified"] = found.proved / found.n
-    ends = [wilson(row.proved, row.n) for row in found.itertuples()]
-    return found.assign(low=[low for low, _ in ends], high=[high for _, high in ends])
-
-
-def drawn(count: int, most: int) -> list[int]:
-    """Positions of at most `most` of `count` pictures, always the same ones, at random."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    return sorted(order[:most].tolist())
+def holds(core: Core | None, known: Sequence[Core]) -> bool:
+    """Is it known that these phases exclude counterexamples: do they, or some of them?"""
+    return core is not None and any(set(each) <= set(core) for each in known)
 
 
 def _side(saved: Mapping[str, Any] | None) -> Side | None:

@@ -15,7 +15,8 @@ from torch import nn
 
 from core.as_json import plain
 from core.bundles import Setting, Split
-from core.certificate import certify, certify_many, drawn
+from core.certificate import certify
+from core.certified import certify_many, drawn
 from core.errors import Stopped, UserError
 from core.jobs import Job, Status
 from core.method import from_dict

@@ -28,7 +28,7 @@ with asks:
     recipes.editor(scene)
     recipes.seed()
     jobs.device()
-    jobs.earlier(scene)
+    jobs.recipes(scene)
 with shows:
     found = recipes.outcome(scene)
     if found is not None:

@@ -24,6 +24,7 @@ PAGES = {
     "Attributions": "pages/attributions.py",
     "Trade-offs": "pages/tradeoffs.py",
     "Methods": "pages/methods.py",
+    "Prove": "pages/prove.py",
     "Learn": "pages/learn.py",
 }
 _inside: ContextVar[bool] = ContextVar("inside", default=False)

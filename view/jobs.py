@@ -1,6 +1,8 @@
-"""Recipes that train, carried out by processes of their own: begun, watched, cancelled, found again."""
+"""Recipes that train, and proofs, in processes of their own: begun, watched, cancelled, found again."""
 
+from collections.abc import Callable
 from html import escape
+from typing import Any
 
 import streamlit as st
 
@@ -36,12 +38,12 @@ def jobs() -> Jobs:
     return Jobs()
 
 
-def order(scene: Scene, recipe: Recipe) -> Order:
-    """What a worker needs to know to carry `recipe` out on the network of `scene`."""
+def order(scene: Scene, recipe: Recipe, task: str = "recipe", **asks: Any) -> Order:
+    """What a worker needs to know to carry `recipe` out on the network of `scene`, or to prove of it."""
     found = engine.shelf()[scene.key]
     data = DATASETS[found.dataset]().to_dict()
-    device = states.state().kept.get("device", "cpu")
-    return Order(found.model.to_dict(), data, str(found.path), recipe.to_json(), device)
+    device = states.state().kept.get("device", "cpu") if task == "recipe" else "cpu"
+    return Order(found.model.to_dict(), data, str(found.path), recipe.to_json(), device, task=task, asks=asks)
 
 
 def device() -> None:
@@ -58,10 +60,10 @@ def device() -> None:
     st.selectbox("Train on", devices(), key="device", on_change=choose)
 
 
-def begin(scene: Scene, recipe: Recipe) -> None:
+def begin(order: Order) -> None:
     """Callback: have it carried out; page and browser may be left meanwhile."""
     states.act()
-    jobs().submit(order(scene, recipe))
+    jobs().submit(order)
 
 
 def outcome(scene: Scene, recipe: Recipe) -> Outcome | None:
@@ -70,22 +72,36 @@ def outcome(scene: Scene, recipe: Recipe) -> Outcome | None:
     if job is None:
         st.info("A recipe that trains takes its time: press Carry out. The page may be left meanwhile.")
         return None
+    if not over(job, "job", "Carry out", lambda: figures.show(curves(job.history), "watched")):
+        return None
+    return _finished(job.id, job.status.ended) if (job.folder / "report.json").exists() else None
+
+
+def finished(scene: Scene, recipe: Recipe) -> Outcome | None:
+    """What came of `recipe`, if it was carried out to its end."""
+    job = jobs().get(order(scene, recipe))
+    done = job is not None and job.status.state == "done"
+    return _finished(job.id, job.status.ended) if done else None
+
+
+def over(job: Job, key: str, button: str, draw: Callable[[], None]) -> bool:
+    """Has it ended in a way that leaves something? Else how far it is, or why it failed, with `draw` below.
+
+    `button` is the one that begins it anew.
+    """
     status = job.status
     if not status.over:
-        _watch(job)
-        return None
+        _watch(job, key, draw)
+        return False
     if status.state in ("failed", "lost"):
         st.error(f"{status.problem}.".replace("..", "."), icon=":material/error:")
         _progress(status)
-        figures.show(curves(job.history), "watched")
-        return None
+        draw()
+        return False
     if status.state == "cancelled":
-        st.warning(
-            "Cancelled. What there was by then is shown; Carry out begins anew.", icon=":material/stop:"
-        )
-        if not (job.folder / "report.json").exists():
-            return None
-    return _finished(job.id, status.ended)
+        words = f"Cancelled. What there was by then is shown; {button} begins anew."
+        st.warning(words, icon=":material/stop:")
+    return True
 
 
 @shared(6)
@@ -94,8 +110,8 @@ def _finished(job: str, ended: float) -> Outcome:
     return Job(jobs().directory / job).outcome()
 
 
-def _watch(job: Job) -> None:
-    """Progress, time left and curves, drawn anew while it runs."""
+def _watch(job: Job, key: str, draw: Callable[[], None]) -> None:
+    """Progress, time left and what `draw` makes of it, anew while it runs."""
 
     @st.fragment(run_every=POLL_S)
     def watch() -> None:
@@ -104,8 +120,10 @@ def _watch(job: Job) -> None:
             st.rerun(scope="app")
         _progress(status)
         stopping = status.state == "stopping"
-        st.button("Cancel", icon=":material/stop:", on_click=job.cancel, key="job.cancel", disabled=stopping)
-        figures.show(curves(job.history), "watched")
+        st.button(
+            "Cancel", icon=":material/stop:", on_click=job.cancel, key=f"{key}.cancel", disabled=stopping
+        )
+        draw()
 
     watch()
 
@@ -116,29 +134,46 @@ def _progress(status: Status) -> None:
     st.progress(status.fraction, f"{status.message}{spent}{left}")
 
 
-def earlier(scene: Scene) -> None:
-    """Runs of this network, newest first; each brings its recipe back, and with it its result."""
+def earlier(
+    scene: Scene,
+    title: str,
+    tasks: tuple[str, ...],
+    line: Callable[[Job], str],
+    show: Callable[[Order], None],
+) -> None:
+    """Jobs of this network, newest first, each with its `line`; `show` brings an order's settings back."""
     mine = str(engine.shelf()[scene.key].path)
-    found = [job for job in jobs() if job.order.weights == mine][:LISTED]
+    found = [job for job in jobs() if job.order.weights == mine and job.order.task in tasks][:LISTED]
     if not found:
         return
-    with st.expander(f"Runs of this network ({len(found)})", on_change=states.act, key="runs"):
+    with st.expander(f"{title} of this network ({len(found)})", on_change=states.act, key=f"{tasks[0]}.runs"):
         for job in found:
-            recipe, status = job.order.read_recipe(), job.status
+            status = job.status
             with st.container(horizontal=True, vertical_alignment="center"):
-                st.button("Show", key=f"run.{job.id}", on_click=_show, args=(recipe,))
+                st.button("Show", key=f"run.{job.id}", on_click=show, args=(job.order,))
                 words = {"help": "Forget this run and its files", "disabled": not status.over}
                 st.button("Forget", key=f"forget.{job.id}", on_click=_forget, args=(job,), **words)
-                st.html(_line(recipe, status))
+                how = percent(status.fraction, 0) if status.state == "running" else STATES[status.state]
+                st.html(f'<div class="ps-status">{line(job)} · {escape(how)}</div>')
 
 
-def _line(recipe: Recipe, status: Status) -> str:
-    steps = escape(" → ".join(step.label() for step in recipe.steps))
-    how = percent(status.fraction, 0) if status.state == "running" else STATES[status.state]
-    return f'<div class="ps-status"><b>{steps}</b> · seed {recipe.seed} · {escape(how)}</div>'
+def recipes(scene: Scene) -> None:
+    """Recipes that were carried out; each comes back, and with it its result."""
+    earlier(scene, "Runs", ("recipe",), _line, _show)
 
 
-def _show(recipe: Recipe) -> None:
+def _line(job: Job) -> str:
+    recipe = job.order.read_recipe()
+    return f"<b>{steps(recipe)}</b> · seed {recipe.seed}"
+
+
+def steps(recipe: Recipe) -> str:
+    """ "Prune weights -> Fine-tuning", for HTML."""
+    return escape(" → ".join(step.label() for step in recipe.steps))
+
+
+def _show(order: Order) -> None:
+    recipe = order.read_recipe()
     states.change(steps=steps_to_text(recipe.steps), seed=recipe.seed)
 
 

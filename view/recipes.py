@@ -100,7 +100,7 @@ def begin(scene: Scene) -> None:
     """Callback: carry out the present recipe, here or, if it trains, in a process of its own."""
     states.act()
     if (recipe := current()).trains():
-        jobs.begin(scene, recipe)
+        jobs.begin(jobs.order(scene, recipe))
     else:
         states.state().kept["recipe"] = (scene.key, recipe)
         states.state().kept.pop("carrying", None)

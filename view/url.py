@@ -25,6 +25,8 @@ NAMES = {
     "target": "target",
     "steps": "steps",
     "lab": "lab",
+    "property": "prop",
+    "compressed": "by",
     "seed": "seed",
 }
 
@@ -41,6 +43,8 @@ class Nouns:
     seed: int = 0
     steps: str = ""  # a recipe for the Methods page, see `steps_to_text`
     lab: str = ""  # the experiment of the Learn page, see `method_to_text`
+    property: str = ""  # what the Prove page asks, likewise
+    compressed: str = ""  # of which compressed network: "" the plan's, else that of `steps`, else a quick one
 
 
 def to_query(nouns: Nouns) -> dict[str, str]:

@@ -1,0 +1,53 @@
+"""Accuracy that is certified: of how many pictures is the answer proved, at which radius?"""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+from torch import nn
+
+from core.bundles import Split
+from core.certificate import NETWORKS
+from core.evaluation import wilson
+from core.robustness import Check, certified
+from core.run import Run
+
+STATUSES = ("proved", "refuted", "unknown")
+
+
+def certify_many(
+    check: Check,
+    networks: Sequence[nn.Module],
+    pictures: Split,
+    radii: Sequence[float],
+    run: Run,
+) -> None:
+    """Record for every picture, network and radius whether it is proved, refuted or unknown.
+
+    A run that is stopped keeps whole pictures; `standing` counts them.
+    """
+    both = dict(zip(NETWORKS, networks, strict=True))
+    for index in run.track(range(len(pictures)), "Certifying"):
+        table = certified(check, both, pictures.take(slice(index, index + 1)), radii, run)
+        for row in table.itertuples():
+            said = {name: getattr(row, name) for name in STATUSES}
+            run.record(picture=index, network=NETWORKS.index(row.network), radius=row.radius, **said)
+
+
+def standing(rows: Sequence[Mapping[str, float]]) -> pd.DataFrame:
+    """Row by network and radius of what `certify_many` recorded: counts, share proved with its interval."""
+    table = pd.DataFrame([row for row in rows if "radius" in row])
+    if table.empty:
+        return table
+    found = table.groupby(["network", "radius"])[list(STATUSES)].sum().astype(int).reset_index()
+    found["n"] = found[list(STATUSES)].sum(axis=1)
+    found["network"] = [NETWORKS[int(index)] for index in found.network]
+    found["certified"] = found.proved / found.n
+    ends = [wilson(row.proved, row.n) for row in found.itertuples()]
+    return found.assign(low=[low for low, _ in ends], high=[high for _, high in ends])
+
+
+def drawn(count: int, most: int) -> list[int]:
+    """Positions of at most `most` of `count` pictures, always the same ones, at random."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return sorted(order[:most].tolist())

@@ -1,0 +1,439 @@
+"""The Prove page: what is asked, of which compressed network, and what comes of it."""
+
+from dataclasses import replace
+from functools import partial
+from html import escape
+
+import streamlit as st
+import torch
+from torch import nn
+
+from core.bundles import Split
+from core.certificate import Certificate
+from core.certified import standing
+from core.errors import CheckpointError, UnsupportedModelError, UserError
+from core.jobs import Job, Order
+from core.method import from_dict
+from core.proving.changes import Changes, classify
+from core.proving.network import ReluNetwork, unroll
+from core.recipe import COMPRESSORS, Recipe, compress
+from core.verification import PROPERTIES, Property
+from core.weights import load_dataset
+from view import carried, charts, engine, figures, forms, frame, jobs, neurons, verdicts
+from view import state as states
+from view.engine import Scene
+from view.forms import held
+from view.neurons import Look
+from view.progress import visible_run
+from view.shared import computed, shared
+from view.url import method_from_text, method_to_text, steps_from_text, steps_to_text
+
+PROVE = "pages/prove.py"
+FIRST = "robustness"
+QUICK = {
+    "pruned": (
+        "20 % of the weights are zero",
+        {"method": "prune-weights", "sparsity": 0.2, "scope": "global"},
+    ),
+    "low-rank": ("Low rank: 20 % fewer weights", {"method": "low-rank", "sparsity": 0.2}),
+}  # what may be compared where the reader has no plan and no recipe
+MANY, MOST = 20, 200  # pictures
+RADII = (0.5, 1.0, 1.5, 2.0, 2.5)  # times the present one
+EACH_S = 1.0  # of many pictures, for every other class
+
+
+# ---------------------------------------------------------------------------------------- what is asked
+
+
+def check() -> Property:
+    """The property of the present nouns; the default, and a notice, where they name none."""
+    nouns = states.state().nouns
+    try:
+        return method_from_text(nouns.property, PROPERTIES) if nouns.property else PROPERTIES[FIRST]()
+    except UserError as error:
+        states.state().notice = str(error)
+        states.state().history.now = replace(nouns, property="")
+        return PROPERTIES[FIRST]()
+
+
+def compressions(scene: Scene) -> dict[str, tuple[str, Recipe]]:
+    """What the original may be compared with: name -> (in words, recipe). The reader's own come first."""
+    nouns, found = states.state().nouns, {}
+    if not scene.untouched:
+        found["plan"] = ("Your plan from Prune", scene.plan.recipe(nouns.seed))
+    try:
+        if steps := steps_from_text(nouns.steps, COMPRESSORS):
+            recipe = Recipe(steps, nouns.seed)
+            found["steps"] = (f"Your recipe from Methods: {recipe_words(recipe)}", recipe)
+    except UserError as error:
+        states.state().notice = str(error)
+        states.state().history.now = replace(nouns, steps="")
+    for name, (words, step) in QUICK.items():
+        found[name] = (words, Recipe((from_dict(COMPRESSORS, step),), nouns.seed))
+    return found
+
+
+def recipe_words(recipe: Recipe) -> str:
+    return " → ".join(step.label() for step in recipe.steps)
+
+
+def chosen(scene: Scene) -> str:
+    """The name of the compressed network that is looked at."""
+    names, named = compressions(scene), states.state().nouns.compressed
+    return named if named in names else next(iter(names))
+
+
+def recipe(scene: Scene) -> Recipe:
+    return compressions(scene)[chosen(scene)][1]
+
+
+def proof(scene: Scene) -> Order:
+    """The job that proves the present picture."""
+    kept = states.state().kept
+    asks = {"property": check().to_dict(), "image": scene.image}
+    switches = {"reuse": kept.get("prove.reuse", True), "scratch": kept.get("prove.scratch", False)}
+    return jobs.order(scene, recipe(scene), "proof", **asks, **switches)
+
+
+def many(scene: Scene) -> Order:
+    """The job that certifies many pictures, in less time for each."""
+    asked, count = check(), states.state().kept.get("prove.images", MANY)
+    radii = sorted({min(round(asked.radius * times, 4), 0.5) for times in RADII})
+    quick = replace(asked, seconds=min(asked.seconds, EACH_S), radius=type(asked)().radius)
+    return jobs.order(scene, recipe(scene), "certified", property=quick.to_dict(), images=count, radii=radii)
+
+
+# --------------------------------------------------------------------------------------------- controls
+
+
+def controls(scene: Scene) -> None:
+    """The buttons, the compressed network and the form of the property."""
+    st.button(
+        "Prove",
+        icon=":material/verified:",
+        type="primary",
+        on_click=lambda: jobs.begin(proof(engine.scene())),
+        help="Original first, then the compressed network; the page may be left meanwhile",
+    )
+    _compressed(scene)
+    forms.configure(check, lambda asked: states.change(property=method_to_text(asked)), "property")
+    _switch(
+        "prove.reuse", "Reuse the original's proof", True, "What still holds of it need not be found again"
+    )
+    _switch(
+        "prove.scratch", "Also from scratch", False, "A second time without the original's proof, to compare"
+    )
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        _images()
+        st.button(
+            "Certify many",
+            icon=":material/playlist_add_check:",
+            on_click=lambda: jobs.begin(many(engine.scene())),
+            disabled=not check().radius,
+            help=f"Up to {RADII[-1]:g} times this radius, with at most {EACH_S:g} s for every other class",
+        )
+    jobs.earlier(scene, "Proofs", ("proof",), partial(_line, scene), _show)
+
+
+def _compressed(scene: Scene) -> None:
+    names = compressions(scene)
+    held("prove.compressed", chosen(scene))
+    st.selectbox(
+        "Compressed network",
+        list(names),
+        list(names).index(chosen(scene)),
+        format_func=lambda name: names[name][0],
+        key="prove.compressed",
+        on_change=lambda: states.change(compressed=st.session_state["prove.compressed"]),
+        help="Your plan from the Prune page and your recipe from Methods stand here, too, once there is one",
+    )
+
+
+def _switch(key: str, label: str, default: bool, help: str) -> None:
+    kept = states.state().kept
+    held(key, kept.get(key, default))
+
+    def choose() -> None:
+        states.act()
+        kept[key] = st.session_state[key]
+
+    st.toggle(label, kept.get(key, default), key=key, help=help, on_change=choose)
+
+
+def _images() -> None:
+    kept = states.state().kept
+    held("prove.images", kept.get("prove.images", MANY))
+
+    def choose() -> None:
+        states.act()
+        kept["prove.images"] = st.session_state["prove.images"]
+
+    st.number_input(
+        "Pictures", 5, MOST, kept.get("prove.images", MANY), 5, key="prove.images", on_change=choose
+    )
+
+
+def _line(scene: Scene, job: Job) -> str:
+    asks = job.order.asks
+    words = f"picture #{asks['image']}, radius {asks['property']['radius']:g}"
+    return f"<b>{words}</b> · {jobs.steps(job.order.read_recipe())}"
+
+
+def _show(order: Order) -> None:
+    """Callback: the settings of an earlier proof, and with them its result."""
+    recipe, asks = order.read_recipe(), order.asks
+    quick = next((n for n, (_, step) in QUICK.items() if recipe.steps == (from_dict(COMPRESSORS, step),)), "")
+    own = {"compressed": "steps", "steps": steps_to_text(recipe.steps)}
+    text = method_to_text(from_dict(PROPERTIES, asks["property"]))
+    states.state().kept |= {f"prove.{name}": asks[name] for name in ("reuse", "scratch")}
+    found = {"compressed": quick} if quick else own
+    states.change(image=asks["image"], property=text, seed=recipe.seed, **found)
+
+
+# ---------------------------------------------------------------------------------------------- networks
+
+
+@shared(8)
+def original(key: str) -> ReluNetwork:
+    """Network `key` for pixels in [0, 1], as affine layers and ReLUs."""
+    bundle = engine.bundle(key)
+    return relu_network(bundle.module, load_dataset(bundle.dataset).test)
+
+
+def relu_network(network: nn.Module, pictures: Split) -> ReluNetwork:
+    return unroll(network, pictures.pixels.shape[1:]).behind(pictures.mean, pictures.std)
+
+
+@shared()
+def provable() -> str | None:
+    """The smallest network on the shelf that can be reasoned about."""
+    for key in sorted(engine.shelf(), key=lambda key: engine.shelf()[key].path.stat().st_size):
+        try:
+            original(key)
+        except UserError:
+            continue
+        return key
+    return None
+
+
+@computed(8)
+def _compressed_module(key: str, asked: Recipe, *, run) -> nn.Module:
+    with engine.slot():
+        return compress(engine.bundle(key).module, carried.setting(key), asked, run).model
+
+
+def compressed(scene: Scene) -> ReluNetwork | None:
+    """The compressed network likewise; None, and a sentence, where it is not at hand."""
+    asked = recipe(scene)
+    if asked.trains():
+        found = jobs.finished(scene, asked)
+        if found is None:
+            st.caption("This recipe trains: its ReLUs are shown here once it was carried out on Methods.")
+            return None
+        module = found.network
+    else:
+        with visible_run("Compressing") as run:
+            module = _compressed_module(scene.key, asked, run=run)
+    try:
+        return relu_network(module, scene.split)
+    except UnsupportedModelError as error:
+        st.warning(f"The compressed network cannot be reasoned about. {error}.", icon=":material/block:")
+        return None
+
+
+def ready(scene: Scene) -> bool:
+    """Can the network be reasoned about? If not, why, and the way to one that can."""
+    try:
+        original(scene.key)
+    except UnsupportedModelError as error:
+        st.warning(
+            "Nothing can be proved about this network here: proofs take small networks of affine layers "
+            f"with ReLUs between them. {str(error)[:1].upper()}{str(error)[1:]}.",
+            icon=":material/block:",
+        )
+        if key := provable():
+            nouns = {"model": key, "plan": "", "image": 0, "steps": "", "compressed": ""}
+            frame.goto(PROVE, f"Show {engine.title(key)}", icon=":material/visibility:", **nouns)
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------ answers
+
+
+def answer(scene: Scene) -> Certificate | None:
+    """The verdicts on the present picture; until there are some, how to get them or how far they are."""
+    kept, job = states.state().kept, jobs.jobs().get(proof(scene))
+    if job is None:
+        st.info("Bounds below answer at once. For a proof, or a counterexample, press Prove.")
+        _last(scene)
+        return None
+    if not jobs.over(job, "proof", "Prove", lambda: None):
+        return None
+    if (found := certificate(job)) is None:
+        return None
+    kept["prove.last"] = (scene.key, job.folder)
+    classes = scene.data.classes
+    st.html(f'<p class="ps-lede">{escape(verdicts.headline(found))}</p>{verdicts.badges(found, classes)}')
+    if words := verdicts.helped(found):
+        st.html(f'<div class="ps-status">{escape(words)}</div>')
+    if shown := verdicts.counterexamples(
+        found, scene.split.take(slice(scene.image, scene.image + 1)), classes
+    ):
+        st.html(shown)
+    return found
+
+
+def _last(scene: Scene) -> None:
+    """The verdicts that were shown last, dimmed, with what they belong to."""
+    key, folder = states.state().kept.get("prove.last") or ("", None)
+    job = Job(folder) if folder else None
+    if key != scene.key or (found := certificate(job)) is None:
+        return
+    asks = job.order.asks
+    st.html(verdicts.badges(found, scene.data.classes, dim=True))
+    st.caption(
+        f"These verdicts belong to picture #{asks['image']}, radius {asks['property']['radius']:g} and "
+        f"{recipe_words(job.order.read_recipe())}."
+    )
+
+
+def certificate(job: Job) -> Certificate | None:
+    """What a proof left; None where it was stopped before there was anything, or has been forgotten."""
+    try:
+        return Certificate.read(job.folder)
+    except CheckpointError:
+        return None
+
+
+def looks(scene: Scene) -> tuple[dict[str, Look], Changes | None]:
+    """Both networks around the present picture, and what compression did to the neurons."""
+    radius, label = check().radius, int(scene.split.labels[scene.image])
+    x = scene.split.pixels[scene.image].flatten().double() / 255
+    a, b = original(scene.key), compressed(scene)
+    with engine.slot():
+        found = {"a": neurons.look(a, x, label, radius)}
+        if b is None:
+            return found, None
+        return found | {"b": neurons.look(b, x, label, radius)}, classify(a, b)
+
+
+def at_once(scene: Scene, found: dict[str, Look], changes: Changes | None) -> None:
+    """How much the picture may change, and what bounds alone make of it."""
+    radius = check().radius
+    pixels = scene.split.pixels[scene.image].double() / 255
+    random = torch.rand(pixels.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moved = (pixels + radius * (2 * (random < 0.5) - 1)).clamp(0, 1)
+    shown = [
+        charts.figure(
+            scene.picture(scene.image), f"Picture #{scene.image}", "", f"The picture: {_label(scene)}"
+        ),
+        charts.figure(
+            verdicts.drawn(moved),
+            "Just as near",
+            "",
+            f"The same picture with every pixel moved up or down by {radius:g}, at random",
+        ),
+    ]
+    cards = "".join(_card(role, each, scene.data.classes, _label(scene)) for role, each in found.items())
+    st.html(
+        f'<div class="ps-around"><div class="ps-row ps-two">{"".join(shown)}</div>'
+        f'<div class="ps-cards">{cards}</div></div>'
+    )
+
+
+def _label(scene: Scene) -> str:
+    return scene.label(scene.image)
+
+
+def _card(role: str, each: Look, classes, label: str) -> str:
+    whole = sum(map(len, each.phases))
+    said = f"says {escape(classes[each.predicted])} ({charts.percent(each.sure)})"
+    if classes[each.predicted] != label:
+        tone, words = "loss", "The picture itself is answered wrongly: ✗"
+    elif each.excluded == each.others:
+        tone, words = "kept", "✓ bounds alone prove it"
+    else:
+        tone, words = "grey", "? the rest needs a proof"
+    return (
+        f'<div class="ps-card"><div class="l">{neurons.NAMES[role]} {said}</div>'
+        f'<div class="v">{each.excluded} of {each.others}</div>'
+        f'<div class="n">other classes are excluded by bounds alone</div>'
+        f'<div class="d ps-{tone}">{words}</div>'
+        f'<div class="n">{each.undecided:,} of {whole:,} ReLUs are undecided</div></div>'
+    )
+
+
+def every_relu(scene: Scene, found: Certificate | None) -> None:
+    """The grid of ReLUs at the present radius, with those of the chosen core marked."""
+    both, changes = looks(scene)
+    at_once(scene, both, changes)
+    line = _chosen_core(found)
+    marks = {}
+    if line is not None:
+        core = line.literals
+        places = changes.places if changes else None
+        marks = (
+            {"b": neurons.marked(core)}
+            if line.status == "new"
+            else {
+                "a": neurons.marked(core),
+                "b": neurons.marked(core, places) if places else {},
+            }
+        )
+        wins = f"never together where {scene.data.classes[line.other]} wins"
+        st.html(f'<div class="ps-status">Marked: {verdicts.phrase(line)}: {wins}.</div>')
+    st.html(neurons.grid(both, changes, marks))
+    details = st.expander("As a table", on_change=states.act, key="neurons-table")
+    if details.open:
+        details.dataframe(neurons.table(both, changes), hide_index=True, alt=neurons.finding(both))
+
+
+def _chosen_core(found: Certificate | None):
+    """The core that is selected in the table."""
+    rows = st.session_state["cores"].selection.rows if "cores" in st.session_state else []
+    return found.cores[rows[0]] if found and rows and rows[0] < len(found.cores) else None
+
+
+def in_detail(scene: Scene, found: Certificate) -> None:
+    """Class by class, and the cores."""
+    classes = scene.data.classes
+    st.html(charts.heading("Class by class", "the likeliest other class first; one counterexample is enough"))
+    st.dataframe(
+        verdicts.by_class(found, classes), hide_index=True, alt=verdicts.headline(found), key="classes"
+    )
+    st.html(charts.heading("Unsat cores", "phases of ReLUs that no counterexample has together"))
+    if not found.cores:
+        st.caption(
+            "There are none: bounds alone were enough, or a counterexample came first. "
+            "A larger radius needs some."
+        )
+        return
+    st.html(verdicts.fates(found.cores))
+    st.dataframe(
+        verdicts.cores(found.cores, classes),
+        hide_index=True,
+        alt=f"{len(found.cores)} cores",
+        key="cores",
+        on_select=states.act,
+        selection_mode="single-row",
+    )
+    st.caption("Choose a row: its ReLUs are marked in the grid above, + for on and - for off.")
+
+
+def accuracy(scene: Scene) -> None:
+    """Certified accuracy against the radius, picture by picture while it is worked out."""
+    job = jobs.jobs().get(many(scene))
+    if job is None:
+        return
+    st.html(charts.heading("How far does it reach?", "certified accuracy of many pictures"))
+
+    def draw() -> None:
+        table = standing(job.history)
+        if table.empty:
+            st.caption("The first picture is being asked about.")
+            return
+        figures.show([verdicts.curve(table, job.order.asks["property"]["seconds"])], "certified")
+
+    if jobs.over(job, "certified", "Certify many", draw):
+        draw()

@@ -1,0 +1,273 @@
+"""A finished proof on the screen: verdicts, the counterexample, classes, cores, certified accuracy."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from core.bundles import Split
+from core.certificate import WORDS, Certificate, CoreLine, Counterexample, Side
+from core.figure import Figure
+from core.proving.question import TOLERANCE
+from view import charts, pictures
+
+SIGNS = {"proved": ("✓", "kept"), "refuted": ("✗", "loss"), "unknown": ("?", "grey")}
+TITLES = {"proved": "Proved robust", "refuted": "Not robust", "unknown": "Unknown"}
+UNITS = {
+    "bounds": "bounds",
+    "lps": "linear programs",
+    "cores": "cores",
+    "nodes": "nodes",
+    "boxes": "boxes",
+}  # kind of work -> its name for people
+HEADLINES = {
+    ("proved", "proved"): "Yes: both networks keep their answer on every picture this close.",
+    ("proved", "refuted"): "No: the original keeps its answer on every picture this close, the compressed "
+    "network does not.",
+    (
+        "proved",
+        "unknown",
+    ): "Not shown: the original keeps its answer; of the compressed network neither a proof "
+    "nor a counterexample was found.",
+    (
+        "refuted",
+        "proved",
+    ): "It has gained one: the original does not keep its answer, the compressed network does.",
+    ("refuted", "refuted"): "There was none to keep: neither network keeps its answer.",
+    ("refuted", "unknown"): "There was none to keep: the original does not keep its answer.",
+    ("unknown", "proved"): "It has one; of the original neither a proof nor a counterexample was found.",
+    ("unknown", "refuted"): "It has none; of the original neither a proof nor a counterexample was found.",
+    (
+        "unknown",
+        "unknown",
+    ): "Nobody knows yet: neither a proof nor a counterexample was found for either network.",
+}  # (original, compressed) -> does it still deserve the certificate?
+
+
+def headline(found: Certificate) -> str:
+    return HEADLINES[found.original.status, found.compressed.status]
+
+
+def badges(found: Certificate, classes: Sequence[str], dim: bool = False) -> str:
+    """Both verdicts side by side, in words, with what they cost."""
+    sides = {"a": ("A original", found.original), "b": ("B compressed", found.compressed)}
+    shown = "".join(_badge(found, role, name, side, classes) for role, (name, side) in sides.items())
+    return f'<div class="ps-verdicts{" ps-dim" * dim}">{shown}</div>'
+
+
+def _badge(found: Certificate, role: str, name: str, side: Side, classes: Sequence[str]) -> str:
+    sign, tone = SIGNS[side.status]
+    costs = [f"{side.seconds:.2f} s"]
+    costs += [f"{number:,} {UNITS.get(kind, kind)}" for kind, number in side.work.items() if number]
+    return (
+        f'<div class="ps-verdict {role}"><span class="sign ps-{tone}" aria-hidden="true">{sign}</span>'
+        f"<div><small>{name}</small><b class=ps-{tone}>{TITLES[side.status]}</b>"
+        f'<p>{escape(sentence(found, side, classes))}</p><p class="n">{" · ".join(costs)}</p></div></div>'
+    )
+
+
+def sentence(found: Certificate, side: Side, classes: Sequence[str]) -> str:
+    """What a verdict means."""
+    radius, label = f"{found.check['radius']:g}", classes[found.label]
+    if side.status == "proved":
+        which = "another class"
+        if found.check["classes"] == "runner-up" and side.findings:
+            which = f"{classes[side.findings[0].other]}, the runner-up; other classes were not asked about"
+        return f"No picture whose pixels all lie within {radius} of this one's is answered with {which}."
+    if side.status == "refuted":
+        if side.predicted != found.label:
+            return f"The picture itself is answered with {classes[side.predicted]}, not {label}."
+        said = classes[int(np.argmax(side.counterexample.logits[_name(found, side)]))]
+        return (
+            f"A picture within {radius} of this one is answered with {said}, not {label}: it is shown below."
+        )
+    if side.predicted is None:
+        return "It was stopped before this network's turn was over."
+    left = [finding for finding in side.findings if finding.status == "unknown"]
+    reasons = "; ".join(dict.fromkeys(finding.reason for finding in left if finding.reason))
+    return f"Neither was found for {len(left)} of {len(side.findings)} other classes" + (
+        f": {reasons}." if reasons else "."
+    )
+
+
+def _name(found: Certificate, side: Side) -> str:
+    return "original" if side is found.original else "compressed"
+
+
+def helped(found: Certificate) -> str:
+    """What the old proof was good for, and how much faster it made the new one."""
+    words = []
+    if reuse := found.reuse:
+        kept = reuse["trivial"] + reuse["valid"]
+        words.append(
+            f"Of the original's {reuse['parts']:,} cores {kept:,} still hold "
+            f"({charts.percent(reuse['rate'], 0)}; {reuse['trivial']:,} of them at once), "
+            f"{reuse['broken']:,} broke, {reuse['unchecked']:,} were left alone; "
+            f"{reuse['new']:,} new ones were needed."
+        )
+    if found.scratch is not None:
+        words.append(
+            f"With the original's proof at hand: {found.compressed.seconds:.2f} s; from scratch: "
+            f"{found.scratch.seconds:.2f} s. That is {found.speed_up:.1f} times as fast."
+        )
+    if "proved" in (found.original.status, found.compressed.status):
+        words.append(f"Proved means: verified up to a tolerance of {TOLERANCE:g}.")
+    return " ".join(words)
+
+
+def counterexamples(found: Certificate, picture: Split, classes: Sequence[str]) -> str:
+    """The picture, each counterexample, what differs, and what both networks make of them."""
+    shown: dict[tuple[float, ...], str] = {}
+    for name, side in (("A", found.original), ("B", found.compressed)):
+        if side.counterexample is not None and side.counterexample.distance > 0:
+            held = shown.get(side.counterexample.pixels)
+            shown[side.counterexample.pixels] = f"{held} and {name}" if held else name
+    sides = {
+        side.counterexample.pixels: side.counterexample
+        for side in (found.compressed, found.original)
+        if side.counterexample is not None
+    }
+    return "".join(_broken(found, sides[pixels], of, picture, classes) for pixels, of in shown.items())
+
+
+def _broken(
+    found: Certificate, broken: Counterexample, of: str, picture: Split, classes: Sequence[str]
+) -> str:
+    shape = picture.pixels.shape[1:]
+    before, after = picture.pixels[0].double() / 255, torch.tensor(broken.pixels).double().view(shape)
+    change, label = (after - before).mean(0).numpy(), classes[found.label]
+    times = f"{1 / broken.distance:.0f}"
+    cells = [
+        charts.figure(drawn(before), f"The picture: {label}", "", f"The picture, a {label}"),
+        charts.figure(
+            drawn(after),
+            f"Counterexample for {of}",
+            f"no pixel moved by more than {broken.distance:.4g}",
+            f"A picture that looks much the same and breaks the property of network {of}",
+        ),
+        charts.figure(
+            pictures.signed(change, broken.distance),
+            "What differs",
+            f"drawn {times} times as strong as it is",
+            f"Difference of the two pictures, amplified {times} times: red is lighter, blue darker",
+            below=charts.scale(broken.distance, "RdBu_r"),
+        ),
+    ]
+    return (
+        f'<div class="ps-row ps-three ps-broken">{"".join(cells)}</div>{_answers(found, broken, of, classes)}'
+    )
+
+
+def _answers(found: Certificate, broken: Counterexample, of: str, classes: Sequence[str]) -> str:
+    """Both networks' answers to both pictures."""
+    rows = []
+    for name, title in (("original", "A original"), ("compressed", "B compressed")):
+        cells = "".join(
+            f"<td>{_said(logits[name], found.label, classes)}</td>"
+            for logits in (found.logits, broken.logits)
+        )
+        rows.append(f"<tr><th>{title} says</th>{cells}</tr>")
+    head = f"<tr><th></th><th>to the picture</th><th>to the counterexample for {of}</th></tr>"
+    return f'<table class="ps-table">{head}{"".join(rows)}</table>'
+
+
+def _said(logits: Sequence[float], label: int, classes: Sequence[str]) -> str:
+    """ "3 (99.1 %)", with a cross where that is wrong, and what is left of the right class."""
+    odds = torch.tensor(logits).softmax(0)
+    said = int(odds.argmax())
+    words = f"{escape(classes[said])} ({charts.percent(odds[said].item())})"
+    if said == label:
+        return f"{words} ✓"
+    right = f"{escape(classes[label])}: {charts.percent(odds[label].item())}"
+    return f'<span class="ps-loss">{words} ✗</span> {right}'
+
+
+def drawn(pixels: Tensor) -> np.ndarray:
+    """(C, H, W) in [0, 1] -> (H, W, 3) uint8: 256 shades, for the eye."""
+    return pictures.picture((pixels * 255).round().clamp(0, 255).to(torch.uint8).numpy())
+
+
+def by_class(found: Certificate, classes: Sequence[str]) -> pd.DataFrame:
+    """A row for every other class that was asked about."""
+    sides = {
+        name: {each.other: each for each in side.findings}
+        for name, side in (("A", found.original), ("B", found.compressed))
+    }
+    rows = []
+    for other in dict.fromkeys([*sides["A"], *sides["B"]]):
+        row: dict[str, object] = {"other class": classes[other]}
+        for name, findings in sides.items():
+            each = findings.get(other)
+            row[name] = f"{SIGNS[each.status][0]} {each.status}" if each else "not asked"
+        for name, findings in sides.items():
+            each = findings.get(other)
+            row |= {
+                f"bound {name}": each.bound if each else None,
+                f"seconds {name}": each.seconds if each else None,
+                f"cores {name}": each.cores if each else None,
+            }
+        reuse = sides["B"][other].reuse if other in sides["B"] else None
+        row["reused"] = f"{reuse['trivial'] + reuse['valid']} of {reuse['parts']}" if reuse else ""
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def cores(lines: Sequence[CoreLine], classes: Sequence[str]) -> pd.DataFrame:
+    """A row for every core."""
+    return pd.DataFrame(
+        {
+            "other class": [classes[line.other] for line in lines],
+            "status": [line.status for line in lines],
+            "size": [len(line.literals) for line in lines],
+            "phases that exclude each other": [phrase(line) for line in lines],
+        }
+    )
+
+
+def phrase(line: CoreLine) -> str:
+    """ "layer 2, unit 7 on; layer 1, unit 3 off"."""
+    return "; ".join(
+        f"layer {layer + 1}, unit {neuron} {'on' if phase > 0 else 'off'}"
+        for layer, neuron, phase in line.literals
+    )
+
+
+def fates(lines: Sequence[CoreLine]) -> str:
+    """How many cores met which fate, and what that means."""
+    said = [line.status for line in lines]
+    rows = "".join(
+        f"<tr><th>{status}</th><td>{said.count(status):,}</td><th>{escape(words)}</th></tr>"
+        for status, words in WORDS.items()
+        if status in said
+    )
+    return f'<table class="ps-table">{rows}</table>'
+
+
+def curve(standing: pd.DataFrame, seconds: float) -> Figure:
+    """Certified accuracy against the radius."""
+    last = standing.radius.max()
+    ends: Mapping[str, pd.Series] = {
+        row["network"]: row for _, row in standing[standing.radius == last].iterrows()
+    }
+    said = ", ".join(f"{name} {charts.percent(row.certified, 0)}" for name, row in ends.items())
+    n = int(standing.n.max())
+    unknown = int(standing.unknown.sum())
+    return Figure(
+        "Certified accuracy",
+        f"Share of pictures whose answer is proved: at radius {last:g} {said} (n = {n}; at most {seconds:g} "
+        f"s for every other class; {unknown} of {int(standing.n.sum())} answers are unknown).",
+        standing,
+        "radius",
+        "certified",
+        colour="network",
+        low="low",
+        high="high",
+        percent=frozenset({"certified"}),
+        labels={
+            "certified": "answers proved right all around",
+            "radius": "radius: largest change of a pixel",
+        },
+    )
