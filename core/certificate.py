@@ -185,28 +185,15 @@ def of(
     check: Check, networks: Sequence[nn.Module], picture: Split, found: Comparison, finished: bool = True
 ) -> Certificate:
     """What was found about the original and the compressed of `networks`, as plain values."""
-    x = picture.pixels[0].double() / 255
-    answers = {"picture": _logits(networks, picture, x)}
+    named = dict(zip(NETWORKS, networks, strict=True))
 
     def side(verdict: Verdict) -> Side:
-        at = verdict.counterexample
-        broken = None
-        if at is not None:
-            distance = (at - x).abs().max().item()
-            broken = Counterexample(tuple(at.flatten().tolist()), distance, _logits(networks, picture, at))
-        return Side(
-            verdict.status,
-            verdict.seconds,
-            verdict.predicted,
-            phases(verdict.bounds) if verdict.bounds else (),
-            tuple(_finding(other, answer) for other, answer in verdict.answers.items()),
-            broken,
-        )
+        return side_of(verdict, named, picture)
 
     return Certificate(
         check=check.to_dict(),
         label=int(picture.labels[0]),
-        logits=answers["picture"],
+        logits=_logits(named, picture, _pixels(picture)),
         original=side(found.original),
         compressed=side(found.compressed),
         scratch=None if found.scratch is None else side(found.scratch),
@@ -218,15 +205,33 @@ def of(
     )
 
 
+def side_of(verdict: Verdict, networks: Mapping[str, nn.Module], picture: Split) -> Side:
+    """What was found about one of the `networks`, and what all of them make of a counterexample to it."""
+    at, broken = verdict.counterexample, None
+    if at is not None:
+        distance = (at - _pixels(picture)).abs().max().item()
+        broken = Counterexample(tuple(at.flatten().tolist()), distance, _logits(networks, picture, at))
+    return Side(
+        verdict.status,
+        verdict.seconds,
+        verdict.predicted,
+        phases(verdict.bounds) if verdict.bounds else (),
+        tuple(_finding(other, answer) for other, answer in verdict.answers.items()),
+        broken,
+    )
+
+
+def _pixels(picture: Split) -> Tensor:
+    """(C, H, W) in [0, 1]."""
+    return picture.pixels[0].double() / 255
+
+
 @torch.no_grad()
-def _logits(networks: Sequence[nn.Module], picture: Split, x: Tensor) -> dict[str, tuple[float, ...]]:
-    """What both answer to pixels (C, H, W) in [0, 1], in double precision."""
+def _logits(networks: Mapping[str, nn.Module], picture: Split, x: Tensor) -> dict[str, tuple[float, ...]]:
+    """What all answer to pixels (C, H, W) in [0, 1], in double precision."""
     mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (picture.mean, picture.std))
     shown = ((x - mean) / std)[None]
-    return {
-        name: tuple(private_copy(network).double()(shown)[0].tolist())
-        for name, network in zip(NETWORKS, networks, strict=True)
-    }
+    return {name: tuple(private_copy(net).double()(shown)[0].tolist()) for name, net in networks.items()}
 
 
 def phases(bounds: Bounds) -> tuple[tuple[int, ...], ...]:
