@@ -23,6 +23,7 @@ from shell.commands.leaderboard import leaderboard
 from shell.commands.list import list_
 from shell.commands.run import run
 from shell.commands.train import train
+from shell.commands.verify import verify
 from shell.options import declared_options, with_options
 from shell.output import say
 
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "atlas": atlas,
     "lab": lab,
     "leaderboard": leaderboard,
+    "verify": verify,
 }
 
 

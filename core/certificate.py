@@ -69,6 +69,10 @@ class Side:
         """What all classes cost together."""
         return dict(sum((Counter(finding.work) for finding in self.findings), Counter()))
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return plain(asdict(self))
+
 
 @dataclass(frozen=True)
 class CoreLine:

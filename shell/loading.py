@@ -27,7 +27,7 @@ def setting(bundle: "ModelBundle", dataset: "DatasetBundle") -> "Setting":
 
 
 def choose(indices: str | None, count: int, pictures: "Split") -> list[int]:
-    """Which pictures are meant: those named, as in "0,4,10:20" (20 not among them), else the first `count`."""
+    """Which pictures are meant: those named, as in "0,4,10:20" (without 20), else the first `count`."""
     from core.errors import ParameterError
 
     if indices is None:

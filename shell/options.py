@@ -49,6 +49,10 @@ def declared_options(command: str, arguments: Sequence[str]) -> "dict[str, tuple
 
         named = _named(LABS if command == "lab" else COMPRESSORS, arguments)
         return declarations(named) if named else None
+    if command == "verify":
+        from core.verification import PROPERTIES
+
+        return declarations(_named(PROPERTIES, arguments) or PROPERTIES["robustness"])
     if command == "train":
         from core.bundles import MODELS
         from core.training import Schedule
