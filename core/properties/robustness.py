@@ -14,7 +14,7 @@ from core.method import choice, number
 from core.proving.bounds import Bounds, crown
 from core.proving.network import ReluNetwork, unroll
 from core.proving.proof import Answer, Proof, Status
-from core.proving.prove import prove
+from core.proving.prove import quickly, thoroughly
 from core.proving.question import Deadline, Question
 from core.run import Run
 from core.verification import PROPERTIES, Property, Verdict
@@ -64,19 +64,13 @@ class Robustness(Property):
         low, high = (x - self.radius).clamp(0, 1), (x + self.radius).clamp(0, 1)
         logits = network(x[None])[0]
         others, predicted = self._others(logits, label), int(logits.argmax())
-        margins = against(network, label, others)
-        bounds = crown(margins, low[None], high[None])  # once for all classes: they share all hidden layers
+        # once for all classes: they share the hidden layers
+        bounds = crown(against(network, label, others), low[None], high[None])
         told = {"label": label, "predicted": predicted, "bounds": bounds}
         if predicted != label:
             return RobustnessVerdict("refuted", time.perf_counter() - start, x.view(shape), {}, **told)
-        answers: dict[int, Answer] = {}
-        for index, other in run.track(list(enumerate(others)), "Proving"):
-            question = Question(against(network, label, [other]), low, high)
-            mine = replace(bounds, margins=bounds.margins[:, index : index + 1])
-            old = (proof or {}).get(other)
-            answers[other] = prove(question, Deadline(self.seconds, run.report), old, mine)
-            if answers[other].status == "refuted":
-                break
+        questions = {other: Question(against(network, label, [other]), low, high) for other in others}
+        answers = self._answers(questions, bounds, proof or {}, run)
         found = next((a.counterexample for a in answers.values() if a.counterexample is not None), None)
         return RobustnessVerdict(
             _overall(answers),
@@ -86,6 +80,27 @@ class Robustness(Property):
             answers=answers,
             **told,
         )
+
+    def _answers(
+        self, questions: Mapping[int, Question], bounds: Bounds, proof: Mapping[int, Proof], run: Run
+    ) -> dict[int, Answer]:
+        """Class by class; first what is quickly told, so that nothing is searched where one is refuted."""
+        answers, left = {}, {}
+        for index, (other, question) in enumerate(questions.items()):
+            mine = replace(bounds, margins=bounds.margins[:, index : index + 1])
+            found = quickly(question, mine, proof.get(other))
+            if found is None:
+                left[other] = mine
+                continue
+            answers[other] = found
+            if found.status == "refuted":
+                return answers
+        for other, mine in run.track(list(left.items()), "Proving"):
+            deadline = Deadline(self.seconds, run.report)
+            answers[other] = thoroughly(questions[other], mine, deadline, proof.get(other))
+            if answers[other].status == "refuted":
+                break
+        return {other: answers[other] for other in questions if other in answers}
 
     def _others(self, logits: Tensor, label: int) -> list[int]:
         """Other classes, the likeliest first."""

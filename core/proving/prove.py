@@ -1,14 +1,15 @@
-"""Answers a question with whatever is cheapest: bounds, an attack, then a search that is complete."""
+"""Answers a question with whatever is cheapest: bounds and an attack, then a search that is complete."""
+
+from torch import Tensor
 
 from core.proving.attack import attack
 from core.proving.bounds import Bounds, crown
-from core.proving.proof import Answer, Proof
+from core.proving.proof import Answer, Proof, Reuse
 from core.proving.question import TOLERANCE, Deadline, Question
+from core.proving.search import search
 
 
-def prove(
-    question: Question, deadline: Deadline, old: Proof | None = None, bounds: Bounds | None = None
-) -> Answer:
+def prove(question: Question, deadline: Deadline, old: Proof | None = None) -> Answer:
     """Whether some margin is positive all over the box; "unknown" when time is over.
 
     `old`, of the same question about another network, may save work and changes no answer.
@@ -16,21 +17,37 @@ def prove(
     Raises:
         ParameterError: `old` is about something else.
     """
+    bounds = crown(question.network, question.low[None], question.high[None])
+    return quickly(question, bounds, old) or thoroughly(question, bounds, deadline, old)
+
+
+def quickly(question: Question, bounds: Bounds, old: Proof | None = None) -> Answer | None:
+    """What takes milliseconds: an old counterexample, `bounds` (those of the question), an attack.
+
+    None where they do not tell.
+
+    Raises:
+        ParameterError: `old` is about something else.
+    """
+    deadline = Deadline(0.0)
     if old is not None:
         old.require_about(question)
         if old.counterexample is not None and question.violated_by(old.counterexample):
             return _refuted(question, old.counterexample, deadline)
-    bounds = bounds or crown(question.network, question.low[None], question.high[None])
     margin = bounds.margin.item()
     if margin > TOLERANCE:
-        proof = Proof(question, cores=((),))
-        return Answer("proved", deadline.spent, margin, proof=proof, work={"bounds": 1})
-    if (found := attack(question)) is not None:
-        return _refuted(question, found, deadline)
-    return Answer("unknown", deadline.spent, margin, reason="bounds are too loose", work={"bounds": 1})
+        kept = old and Reuse(parts=len(old.cores), valid=len(old.cores))  # they follow from the empty core
+        return Answer("proved", deadline.spent, margin, proof=Proof(question, ((),)), reuse=kept)
+    found = attack(question)
+    return None if found is None else _refuted(question, found, deadline)
 
 
-def _refuted(question: Question, counterexample, deadline: Deadline) -> Answer:
+def thoroughly(question: Question, bounds: Bounds, deadline: Deadline, old: Proof | None = None) -> Answer:
+    """The answer of the search that suits the question best."""
+    return search(question, bounds, deadline, old)
+
+
+def _refuted(question: Question, counterexample: Tensor, deadline: Deadline) -> Answer:
     margin = question.margin(counterexample[None]).item()
     proof = Proof(question, counterexample=counterexample)
     return Answer("refuted", deadline.spent, margin, counterexample, proof)
