@@ -159,6 +159,16 @@ class Relaxation:
         """
         chosen = self.sides.phases([phases])
         self._choose(chosen[0])
+        return (
+            self._solved(phases, chosen, slack)
+            or self._solved(phases, chosen, slack, afresh=True)
+            or Found(-np.inf)
+        )
+
+    def _solved(self, phases: Core, chosen: Array, slack: float, afresh: bool = False) -> Found | None:
+        """None where the solver was lost in rounding: a start from elsewhere may spoil a ray."""
+        if afresh:
+            self._solver.clearSolver()
         self._solver.run()
         self.solved += 1
         status = self._solver.getModelStatus()
@@ -176,8 +186,7 @@ class Relaxation:
                 bound = lower_bound(self.sides, chosen, dials)
                 if bound.values[0] > TOLERANCE:
                     return self._refuted(phases, chosen, dials, bound, TOLERANCE)
-        self._solver.clearSolver()  # lost in rounding: the next one starts afresh
-        return Found(-np.inf)
+        return None
 
     # ------------------------------------------------------------------------------------ what it proves
 

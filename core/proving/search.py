@@ -243,14 +243,15 @@ class _Search:
                     continue
                 if any(not known & ~held for known in self.nogoods):
                     continue  # its case is closed otherwise
-                if broken >= PATIENCE and not valid:
+                if broken >= PATIENCE and not taken:
                     break
+                broken += 1  # unless the program closes its case
                 again = self._solve(held)
-                if again.support is not None:
-                    take(again)
-                else:
-                    broken += 1
+                if again.support is None:
                     self.refute(held, again)
+                else:
+                    broken -= 1
+                    take(again)
             self.refute(0, guided=valid > 0)
         finally:
             unchecked, new = parts - trivial - valid - broken, len(self.cores.keys() - taken)
