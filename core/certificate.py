@@ -180,6 +180,7 @@ def certify(
             old = found[0].proof if reuse and index == 1 else None
             with run.step(index, len(asked)):
                 found.append(check.check(network, picture, run, old))
+                run.report(1.0, "Proving")  # what bounds alone decide says nothing itself
     except Stopped:
         return of(check, networks, picture, Comparison(*found, *[Unasked()] * (2 - len(found))), False)
     return of(check, networks, picture, Comparison(*found))

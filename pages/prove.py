@@ -12,7 +12,7 @@ from view import charts
 QUESTION = "Does the compressed network still deserve the certificate?"
 st.html(charts.heading(QUESTION, "is the answer the same for every picture that lies this close?"))
 
-from view import engine, prove
+from view import engine, proofs, prove
 
 scene = engine.scene()
 if prove.ready(scene):
@@ -20,9 +20,9 @@ if prove.ready(scene):
     with asks:
         prove.controls(scene)
     with shows:
-        found = prove.answer(scene)
+        found = proofs.answer(scene)
         st.html(charts.heading("What do bounds know at once?", "of every ReLU, for all pictures this close"))
-        prove.every_relu(scene, found)
+        proofs.every_relu(scene, found)
         if found is not None:
-            prove.in_detail(scene, found)
-        prove.accuracy(scene)
+            proofs.in_detail(scene, found)
+        proofs.accuracy(scene)

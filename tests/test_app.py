@@ -17,7 +17,8 @@ from core.recipe import COMPRESSORS, Recipe, compress
 from core.weights import load_dataset, load_model, shipped
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["pages/start.py", "pages/prune.py", "pages/attributions.py", "pages/methods.py", "pages/learn.py"]
+NAMES = ("start", "prune", "attributions", "methods", "prove", "learn")
+PAGES = [f"pages/{name}.py" for name in NAMES]
 PATIENCE_S = 240
 
 pytestmark = pytest.mark.slow
@@ -229,5 +230,89 @@ def test_a_recipe_that_trains_becomes_a_job_that_is_found_again(app, monkeypatch
     assert accuracy(other) == found
     press(other, "Forget")
     assert any("takes its time" in box.value for box in other.info)  # nothing is kept of it
+    assert not list(tmp_path.glob("jobs/*"))
+    st.cache_resource.clear()
+
+
+def proving(app, **query: str) -> AppTest:
+    """The Prove page on a network that can be reasoned about."""
+    return opened(app, "pages/prove.py", **({"m": "mlp-24--digits"} | query))
+
+
+def undecided(test) -> list[int]:
+    """ReLUs that bounds leave undecided, in both networks."""
+    return [int(n) for n in re.findall(r"(\d+) of 48 ReLUs are undecided", html(test))]
+
+
+def bounds(test) -> dict[str, list[str]]:
+    """Mean widths of bounds of all layers, by network."""
+    said = re.findall(r'<div class="(a|b)"><p>.*?Mean width of bounds: ([^"]+)"', html(test))
+    return {role: [words for each, words in said if each == role] for role in "ab"}
+
+
+def test_the_radius_moves_the_bounds_at_once(app):
+    test = proving(app, prop='robustness{"radius":0.02}')
+    assert not test.exception
+    few = undecided(test)
+    assert len(few) == 2
+    next(s for s in test.slider if s.key.endswith(".radius")).set_value(0.2).run()
+    assert not test.exception
+    assert test.query_params["prop"] == 'robustness{"radius":0.2}'
+    assert all(more > less for more, less in zip(undecided(test), few, strict=True))
+
+
+def test_a_network_that_cannot_be_reasoned_about_is_refused_with_a_way_out(app):
+    test = proving(app, m="vgg11-bn--cifar10")
+    assert not test.exception
+    assert "Nothing can be proved about this network here" in test.warning[0].value
+    assert not any(button.label == "Prove" for button in test.button)
+
+
+@pytest.mark.parametrize(
+    "junk", ["nothing", "robustness{", 'robustness{"radius":7}', 'robustness{"x":1}', "{}"]
+)
+def test_junk_for_a_property_gives_the_default_and_a_notice(junk, app):
+    test = proving(app, prop=junk)
+    assert not test.exception
+    assert test.info
+    assert next(s for s in test.slider if s.key.endswith(".radius")).value == 0.15
+
+
+def test_what_is_compared_is_the_plan_then_the_recipe_then_a_quick_choice(app):
+    test = proving(app, plan="weights:magnitude:.5x3", steps='["low-rank"]')
+    assert not test.exception
+    chosen = next(s for s in test.selectbox if s.key == "prove.compressed")
+    assert chosen.value == "plan"
+    assert len(chosen.options) == 4
+    planned = bounds(test)
+    chosen.set_value("steps").run()
+    assert not test.exception
+    assert test.query_params["by"] == "steps"
+    assert bounds(test)["a"] == planned["a"]
+    assert bounds(test)["b"] != planned["b"]
+    assert next(s for s in proving(app).selectbox if s.key == "prove.compressed").value == "pruned"
+
+
+def test_a_proof_is_found_again_and_brought_back_from_the_list(app, monkeypatch, tmp_path):
+    monkeypatch.setenv("PRUNESCOPE_CACHE", str(tmp_path))
+    st.cache_resource.clear()
+    test = proving(app, prop='robustness{"radius":0.02}')
+    assert any("press Prove" in box.value for box in test.info)
+    press(test, "Prove")
+    due = time.monotonic() + PATIENCE_S
+    while html(test).count("Proved robust") < 2:
+        assert not test.exception
+        assert time.monotonic() < due
+        time.sleep(0.5)
+        test.run()
+    assert "Yes: both networks keep their answer" in html(test)
+    other = proving(app, prop='robustness{"radius":0.3}')
+    assert "Proved robust" not in html(other)
+    next(b for b in other.button if b.label == "Show").click().run()
+    assert html(other).count("Proved robust") == 2
+    next(s for s in other.slider if s.key.endswith(".radius")).set_value(0.3).run()
+    assert "ps-verdicts ps-dim" in html(other)  # the last verdicts stay, dimmed, with what they belong to
+    assert any("radius 0.02" in caption.value for caption in other.caption)
+    press(other, "Forget")
     assert not list(tmp_path.glob("jobs/*"))
     st.cache_resource.clear()

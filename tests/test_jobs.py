@@ -5,17 +5,23 @@ import os
 import signal
 import time
 from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
 
 import pytest
 import torch
 
 import cli
 from core.bundles import Setting
+from core.certificate import Certificate, certify
+from core.certified import certify_many, drawn, standing
 from core.errors import CheckpointError
 from core.evaluation import evaluate
 from core.jobs import Job, Jobs, Order, Status
 from core.outcome import Outcome
 from core.recipe import COMPRESSORS, Recipe, compress
+from core.run import Run
+from core.verification import PROPERTIES
 from core.weights import load_dataset, load_model, shipped
 
 PATIENCE_S = 120
@@ -63,6 +69,67 @@ def test_equal_seeds_give_equal_networks_and_histories_from_app_shell_and_python
     assert [row["epoch"] for row in job.history] == [1, 2, 3]
     assert tuple(job.history) == outcome.history == typed.history == made.records
     assert outcome.finished
+
+
+def proving(task: str, **asks) -> Order:
+    """The same network, and what a fifth fewer weights make of it."""
+    return replace(order(COMPRESSORS["prune-weights"](sparsity=0.2)), task=task, asks=asks)
+
+
+def both(asked: Order):
+    """(original and compressed network of an order, test pictures)."""
+    bundle, data = asked.load()
+    setting = Setting(data.train, data.validation, bundle.module)
+    return (bundle.module, compress(bundle.module, setting, asked.read_recipe()).model), data.test
+
+
+def test_a_proof_in_a_worker_is_the_proof_in_this_process(jobs):
+    for radius in (0.03, 0.2):
+        check = PROPERTIES["robustness"](radius=radius)
+        asked = proving("proof", property=check.to_dict(), image=2, reuse=True, scratch=True)
+        job = jobs.submit(asked)
+        assert jobs.wait(job, PATIENCE_S).state == "done"
+        networks, test = both(asked)
+        here = certify(check, networks, test.take(slice(2, 3)), Run(), scratch=True)
+        found = Certificate.read(job.folder)
+        assert found.finished
+        assert (found.check, found.label, found.logits) == (here.check, here.label, here.logits)
+        for side, same in ((found.original, here.original), (found.compressed, here.compressed)):
+            assert (side.status, side.phases) == (same.status, same.phases)
+            assert (side.counterexample is None) == (side.status != "refuted")
+    assert jobs.submit(asked) == job
+
+
+def test_many_pictures_are_certified_row_by_row_and_a_cancel_keeps_whole_pictures(jobs):
+    check, radii = PROPERTIES["robustness"](seconds=0.2), [0.02, 0.1]
+    few = proving("certified", property=check.to_dict(), images=4, radii=radii)
+    job = jobs.submit(few)
+    assert jobs.wait(job, PATIENCE_S).state == "done"
+    networks, test = both(few)
+    here = Run()
+    certify_many(check, networks, test.take(torch.tensor(drawn(len(test), 4))), radii, here)
+    there = standing(job.history)
+    assert there[["network", "radius", "n"]].equals(standing(here.records)[["network", "radius", "n"]])
+    assert set(there.n) == {4}
+    many = jobs.submit(proving("certified", property=check.to_dict(), images=200, radii=radii))
+    until(lambda: len(many.history) >= 4)
+    many.cancel()
+    assert jobs.wait(many, PATIENCE_S).state == "cancelled"
+    counts = standing(many.history).n.unique()
+    assert len(counts) == 1
+    assert 0 < counts[0] < 200
+
+
+def test_recipes_keep_the_folders_they_had_before_there_were_other_tasks(tmp_path):
+    asked = order(COMPRESSORS["prune-weights"]())
+    old = {name: value for name, value in vars(asked).items() if name not in ("task", "asks")}
+    (tmp_path / "order.json").write_text(json.dumps(old))
+    assert Job(tmp_path).order == asked
+    saved = blake2b(json.dumps(old, sort_keys=True).encode(), digest_size=8)
+    saved.update(Path(asked.weights).read_bytes())
+    assert asked.id == saved.hexdigest()
+    proof = replace(asked, task="proof", asks={"image": 1})
+    assert len({asked.id, proof.id, replace(proof, asks={"image": 2}).id}) == 3
 
 
 def test_an_equal_order_is_the_same_job_also_for_another_server(jobs):

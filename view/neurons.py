@@ -11,16 +11,17 @@ from torch import Tensor
 
 from core.certificate import phases
 from core.proving.bounds import Bounds, crown, intervals
-from core.proving.changes import KINDS, UNCHANGED, Changes
+from core.proving.changes import KINDS, Changes
 from core.proving.network import ReluNetwork
 from core.proving.proof import Core
 from core.proving.question import TOLERANCE
-from view.charts import count
 
 MOST = 600  # ReLUs of a layer that are drawn one by one
 DENSE = 64  # from here on, smaller
 STATES = {1: ("on", "on"), -1: ("off", "off"), 0: ("open", "undecided")}  # phase -> (style, word)
 NAMES = {"a": "A original", "b": "B compressed"}
+
+BECAME = ("unchanged", "with other numbers", "with fewer connections", "gone")  # of KINDS, in a sentence
 
 Marked = Mapping[tuple[int, int], int]  # (layer, neuron) -> phase
 
@@ -124,8 +125,10 @@ def _side(
             (("intervals", "wide"), ("CROWN", "narrow")), each.widths(k), strict=True
         )
     )
-    said = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
-    note = f'<p class="n">weights: {escape(said)}</p>' if said else ""
+    said = ", ".join(
+        f"{kinds[kind]} {word}" for kind, word in zip(KINDS, BECAME, strict=True) if kinds.get(kind)
+    )
+    note = f'<p class="n">compression left them: {said}</p>' if said else ""
     return (
         f'<div class="{role}"><p><span class="who">{NAMES[role][0]}</span> {words}</p>'
         f'<div class="ps-cells{small}" role="img" aria-label="{escape(heard)}">{cells}</div>'
@@ -182,10 +185,3 @@ def table(looks: Mapping[str, Look], changes: Changes | None) -> pd.DataFrame:
                 row |= {kind: changes.counts[k][kind] for kind in KINDS}
             rows.append(row)
     return pd.DataFrame(rows)
-
-
-def changed(changes: Changes) -> str:
-    """How many neurons compression left alone."""
-    every = torch.cat(changes.classes)
-    same = int((every == UNCHANGED).sum())
-    return f"{count(len(every) - same)} of {count(len(every))} neurons changed"

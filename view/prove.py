@@ -1,35 +1,29 @@
-"""The Prove page: what is asked, of which compressed network, and what comes of it."""
+"""What is asked on the Prove page, about which original and which compressed network."""
 
 from dataclasses import replace
 from functools import partial
-from html import escape
 
 import streamlit as st
-import torch
 from torch import nn
 
 from core.bundles import Split
-from core.certificate import Certificate
-from core.certified import standing
-from core.errors import CheckpointError, UnsupportedModelError, UserError
+from core.errors import UnsupportedModelError, UserError
 from core.jobs import Job, Order
 from core.method import from_dict
-from core.proving.changes import Changes, classify
 from core.proving.network import ReluNetwork, unroll
 from core.recipe import COMPRESSORS, Recipe, compress
 from core.verification import PROPERTIES, Property
 from core.weights import load_dataset
-from view import carried, charts, engine, figures, forms, frame, jobs, neurons, verdicts
+from view import carried, engine, forms, frame, jobs
 from view import state as states
 from view.engine import Scene
 from view.forms import held
-from view.neurons import Look
 from view.progress import visible_run
 from view.shared import computed, shared
 from view.url import method_from_text, method_to_text, steps_from_text, steps_to_text
 
 PROVE = "pages/prove.py"
-FIRST = "robustness"
+FIRST = ("robustness", {"radius": 0.15})  # large enough for cases to be told apart
 QUICK = {
     "pruned": (
         "20 % of the weights are zero",
@@ -49,11 +43,16 @@ def check() -> Property:
     """The property of the present nouns; the default, and a notice, where they name none."""
     nouns = states.state().nouns
     try:
-        return method_from_text(nouns.property, PROPERTIES) if nouns.property else PROPERTIES[FIRST]()
+        return method_from_text(nouns.property, PROPERTIES) if nouns.property else _first()
     except UserError as error:
         states.state().notice = str(error)
         states.state().history.now = replace(nouns, property="")
-        return PROPERTIES[FIRST]()
+        return _first()
+
+
+def _first() -> Property:
+    name, settings = FIRST
+    return PROPERTIES[name](**settings)
 
 
 def compressions(scene: Scene) -> dict[str, tuple[str, Recipe]]:
@@ -256,184 +255,3 @@ def ready(scene: Scene) -> bool:
             frame.goto(PROVE, f"Show {engine.title(key)}", icon=":material/visibility:", **nouns)
         return False
     return True
-
-
-# ------------------------------------------------------------------------------------------------ answers
-
-
-def answer(scene: Scene) -> Certificate | None:
-    """The verdicts on the present picture; until there are some, how to get them or how far they are."""
-    kept, job = states.state().kept, jobs.jobs().get(proof(scene))
-    if job is None:
-        st.info("Bounds below answer at once. For a proof, or a counterexample, press Prove.")
-        _last(scene)
-        return None
-    if not jobs.over(job, "proof", "Prove", lambda: None):
-        return None
-    if (found := certificate(job)) is None:
-        return None
-    kept["prove.last"] = (scene.key, job.folder)
-    classes = scene.data.classes
-    st.html(f'<p class="ps-lede">{escape(verdicts.headline(found))}</p>{verdicts.badges(found, classes)}')
-    if words := verdicts.helped(found):
-        st.html(f'<div class="ps-status">{escape(words)}</div>')
-    if shown := verdicts.counterexamples(
-        found, scene.split.take(slice(scene.image, scene.image + 1)), classes
-    ):
-        st.html(shown)
-    return found
-
-
-def _last(scene: Scene) -> None:
-    """The verdicts that were shown last, dimmed, with what they belong to."""
-    key, folder = states.state().kept.get("prove.last") or ("", None)
-    job = Job(folder) if folder else None
-    if key != scene.key or (found := certificate(job)) is None:
-        return
-    asks = job.order.asks
-    st.html(verdicts.badges(found, scene.data.classes, dim=True))
-    st.caption(
-        f"These verdicts belong to picture #{asks['image']}, radius {asks['property']['radius']:g} and "
-        f"{recipe_words(job.order.read_recipe())}."
-    )
-
-
-def certificate(job: Job) -> Certificate | None:
-    """What a proof left; None where it was stopped before there was anything, or has been forgotten."""
-    try:
-        return Certificate.read(job.folder)
-    except CheckpointError:
-        return None
-
-
-def looks(scene: Scene) -> tuple[dict[str, Look], Changes | None]:
-    """Both networks around the present picture, and what compression did to the neurons."""
-    radius, label = check().radius, int(scene.split.labels[scene.image])
-    x = scene.split.pixels[scene.image].flatten().double() / 255
-    a, b = original(scene.key), compressed(scene)
-    with engine.slot():
-        found = {"a": neurons.look(a, x, label, radius)}
-        if b is None:
-            return found, None
-        return found | {"b": neurons.look(b, x, label, radius)}, classify(a, b)
-
-
-def at_once(scene: Scene, found: dict[str, Look], changes: Changes | None) -> None:
-    """How much the picture may change, and what bounds alone make of it."""
-    radius = check().radius
-    pixels = scene.split.pixels[scene.image].double() / 255
-    random = torch.rand(pixels.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    moved = (pixels + radius * (2 * (random < 0.5) - 1)).clamp(0, 1)
-    shown = [
-        charts.figure(
-            scene.picture(scene.image), f"Picture #{scene.image}", "", f"The picture: {_label(scene)}"
-        ),
-        charts.figure(
-            verdicts.drawn(moved),
-            "Just as near",
-            "",
-            f"The same picture with every pixel moved up or down by {radius:g}, at random",
-        ),
-    ]
-    cards = "".join(_card(role, each, scene.data.classes, _label(scene)) for role, each in found.items())
-    st.html(
-        f'<div class="ps-around"><div class="ps-row ps-two">{"".join(shown)}</div>'
-        f'<div class="ps-cards">{cards}</div></div>'
-    )
-
-
-def _label(scene: Scene) -> str:
-    return scene.label(scene.image)
-
-
-def _card(role: str, each: Look, classes, label: str) -> str:
-    whole = sum(map(len, each.phases))
-    said = f"says {escape(classes[each.predicted])} ({charts.percent(each.sure)})"
-    if classes[each.predicted] != label:
-        tone, words = "loss", "The picture itself is answered wrongly: ✗"
-    elif each.excluded == each.others:
-        tone, words = "kept", "✓ bounds alone prove it"
-    else:
-        tone, words = "grey", "? the rest needs a proof"
-    return (
-        f'<div class="ps-card"><div class="l">{neurons.NAMES[role]} {said}</div>'
-        f'<div class="v">{each.excluded} of {each.others}</div>'
-        f'<div class="n">other classes are excluded by bounds alone</div>'
-        f'<div class="d ps-{tone}">{words}</div>'
-        f'<div class="n">{each.undecided:,} of {whole:,} ReLUs are undecided</div></div>'
-    )
-
-
-def every_relu(scene: Scene, found: Certificate | None) -> None:
-    """The grid of ReLUs at the present radius, with those of the chosen core marked."""
-    both, changes = looks(scene)
-    at_once(scene, both, changes)
-    line = _chosen_core(found)
-    marks = {}
-    if line is not None:
-        core = line.literals
-        places = changes.places if changes else None
-        marks = (
-            {"b": neurons.marked(core)}
-            if line.status == "new"
-            else {
-                "a": neurons.marked(core),
-                "b": neurons.marked(core, places) if places else {},
-            }
-        )
-        wins = f"never together where {scene.data.classes[line.other]} wins"
-        st.html(f'<div class="ps-status">Marked: {verdicts.phrase(line)}: {wins}.</div>')
-    st.html(neurons.grid(both, changes, marks))
-    details = st.expander("As a table", on_change=states.act, key="neurons-table")
-    if details.open:
-        details.dataframe(neurons.table(both, changes), hide_index=True, alt=neurons.finding(both))
-
-
-def _chosen_core(found: Certificate | None):
-    """The core that is selected in the table."""
-    rows = st.session_state["cores"].selection.rows if "cores" in st.session_state else []
-    return found.cores[rows[0]] if found and rows and rows[0] < len(found.cores) else None
-
-
-def in_detail(scene: Scene, found: Certificate) -> None:
-    """Class by class, and the cores."""
-    classes = scene.data.classes
-    st.html(charts.heading("Class by class", "the likeliest other class first; one counterexample is enough"))
-    st.dataframe(
-        verdicts.by_class(found, classes), hide_index=True, alt=verdicts.headline(found), key="classes"
-    )
-    st.html(charts.heading("Unsat cores", "phases of ReLUs that no counterexample has together"))
-    if not found.cores:
-        st.caption(
-            "There are none: bounds alone were enough, or a counterexample came first. "
-            "A larger radius needs some."
-        )
-        return
-    st.html(verdicts.fates(found.cores))
-    st.dataframe(
-        verdicts.cores(found.cores, classes),
-        hide_index=True,
-        alt=f"{len(found.cores)} cores",
-        key="cores",
-        on_select=states.act,
-        selection_mode="single-row",
-    )
-    st.caption("Choose a row: its ReLUs are marked in the grid above, + for on and - for off.")
-
-
-def accuracy(scene: Scene) -> None:
-    """Certified accuracy against the radius, picture by picture while it is worked out."""
-    job = jobs.jobs().get(many(scene))
-    if job is None:
-        return
-    st.html(charts.heading("How far does it reach?", "certified accuracy of many pictures"))
-
-    def draw() -> None:
-        table = standing(job.history)
-        if table.empty:
-            st.caption("The first picture is being asked about.")
-            return
-        figures.show([verdicts.curve(table, job.order.asks["property"]["seconds"])], "certified")
-
-    if jobs.over(job, "certified", "Certify many", draw):
-        draw()

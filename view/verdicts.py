@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from core.bundles import Split
-from core.certificate import WORDS, Certificate, CoreLine, Counterexample, Side
+from core.certificate import WORDS, Certificate, CoreLine, Counterexample, Finding, Side
 from core.figure import Figure
-from core.proving.question import TOLERANCE
 from view import charts, pictures
 
 SIGNS = {"proved": ("✓", "kept"), "refuted": ("✗", "loss"), "unknown": ("?", "grey")}
+SHORTEST_S = 0.1  # times below say nothing about speed
 TITLES = {"proved": "Proved robust", "refuted": "Not robust", "unknown": "Unknown"}
+WRONG = "Answered wrongly"
 UNITS = {
     "bounds": "bounds",
     "lps": "linear programs",
@@ -60,11 +61,12 @@ def badges(found: Certificate, classes: Sequence[str], dim: bool = False) -> str
 
 def _badge(found: Certificate, role: str, name: str, side: Side, classes: Sequence[str]) -> str:
     sign, tone = SIGNS[side.status]
+    wrong = side.status == "refuted" and side.predicted != found.label
     costs = [f"{side.seconds:.2f} s"]
     costs += [f"{number:,} {UNITS.get(kind, kind)}" for kind, number in side.work.items() if number]
     return (
         f'<div class="ps-verdict {role}"><span class="sign ps-{tone}" aria-hidden="true">{sign}</span>'
-        f"<div><small>{name}</small><b class=ps-{tone}>{TITLES[side.status]}</b>"
+        f"<div><small>{name}</small><b class=ps-{tone}>{WRONG if wrong else TITLES[side.status]}</b>"
         f'<p>{escape(sentence(found, side, classes))}</p><p class="n">{" · ".join(costs)}</p></div></div>'
     )
 
@@ -109,12 +111,15 @@ def helped(found: Certificate) -> str:
             f"{reuse['new']:,} new ones were needed."
         )
     if found.scratch is not None:
+        took = found.compressed.seconds, found.scratch.seconds
         words.append(
-            f"With the original's proof at hand: {found.compressed.seconds:.2f} s; from scratch: "
-            f"{found.scratch.seconds:.2f} s. That is {found.speed_up:.1f} times as fast."
+            f"The compressed network took {took[0]:.2f} s with the original's proof at hand, {took[1]:.2f} s "
+            f"from scratch: {found.speed_up:.1f} times as fast."
+            if max(took) > SHORTEST_S
+            else "With and without the original's proof it took a moment: nothing to compare."
         )
     if "proved" in (found.original.status, found.compressed.status):
-        words.append(f"Proved means: verified up to a tolerance of {TOLERANCE:g}.")
+        words.append("Proved means: verified up to a tolerance of 1e-6.")
     return " ".join(words)
 
 
@@ -141,7 +146,7 @@ def _broken(
     change, label = (after - before).mean(0).numpy(), classes[found.label]
     times = f"{1 / broken.distance:.0f}"
     cells = [
-        charts.figure(drawn(before), f"The picture: {label}", "", f"The picture, a {label}"),
+        charts.figure(drawn(before), f"The picture: {label}", "as it is", f"The picture, a {label}"),
         charts.figure(
             drawn(after),
             f"Counterexample for {of}",
@@ -194,25 +199,31 @@ def by_class(found: Certificate, classes: Sequence[str]) -> pd.DataFrame:
     """A row for every other class that was asked about."""
     sides = {
         name: {each.other: each for each in side.findings}
-        for name, side in (("A", found.original), ("B", found.compressed))
+        for name, side in (("A original", found.original), ("B compressed", found.compressed))
     }
     rows = []
-    for other in dict.fromkeys([*sides["A"], *sides["B"]]):
+    for other in dict.fromkeys(other for findings in sides.values() for other in findings):
         row: dict[str, object] = {"other class": classes[other]}
         for name, findings in sides.items():
             each = findings.get(other)
-            row[name] = f"{SIGNS[each.status][0]} {each.status}" if each else "not asked"
-        for name, findings in sides.items():
-            each = findings.get(other)
-            row |= {
-                f"bound {name}": each.bound if each else None,
-                f"seconds {name}": each.seconds if each else None,
-                f"cores {name}": each.cores if each else None,
-            }
-        reuse = sides["B"][other].reuse if other in sides["B"] else None
-        row["reused"] = f"{reuse['trivial'] + reuse['valid']} of {reuse['parts']}" if reuse else ""
+            row[name] = f"{SIGNS[each.status][0]} {each.status}{_by(each)}" if each else "not asked"
+        new = sides["B compressed"].get(other)
+        reuse = new.reuse if new else None
+        row["cores that hold"] = f"{reuse['trivial'] + reuse['valid']} of {reuse['parts']}" if reuse else ""
+        for column, value in (("bound", "bound"), ("ms", "seconds")):
+            for name, findings in sides.items():
+                known = getattr(findings[other], value) if other in findings else None
+                row[f"{column} {name[0]}"] = known if known is None or value == "bound" else 1000 * known
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _by(each: Finding) -> str:
+    """By what it was proved."""
+    if each.status != "proved":
+        return ""
+    parts = each.work.get("boxes", 0)
+    return f", {each.cores:,} cores" if each.cores else f", {parts:,} boxes" if parts else ", bounds alone"
 
 
 def cores(lines: Sequence[CoreLine], classes: Sequence[str]) -> pd.DataFrame:
