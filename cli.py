@@ -24,6 +24,7 @@ from shell.commands.list import list_
 from shell.commands.run import run
 from shell.commands.train import train
 from shell.commands.verify import verify
+from shell.commands.verify_onnx import verify_onnx
 from shell.options import declared_options, with_options
 from shell.output import say
 
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "lab": lab,
     "leaderboard": leaderboard,
     "verify": verify,
+    "verify-onnx": verify_onnx,
 }
 
 

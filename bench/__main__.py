@@ -8,6 +8,7 @@ python -m bench memory                what 200 sliders moved leave behind
 python -m bench jobs                  what sliders cost while a job trains beside them
 python -m bench.matching | .transfer | .pu | .gates   three seeds of a paper that trains, see --help
 python -m bench criteria resnet20     every criterion on one network, see bench/criteria.py
+python -m bench instances acasxu      published verification instances, see bench/instances.py
 """
 
 import os
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 
-from bench import attributions, coverage, criteria, jobs, large, machine, memory, table, whatif
+from bench import attributions, coverage, criteria, instances, jobs, large, machine, memory, table, whatif
 from bench.subjects import SUBJECTS
 from bench.timing import say
 from core.plan import QUESTIONS
@@ -75,6 +76,9 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments[:1] == ["criteria"]:
         criteria.main(arguments[1:])
         return
+    if arguments[:1] == ["instances"]:
+        instances.main(arguments[1:])
+        return
     options = parser().parse_args(arguments)
     torch.set_num_threads(1)  # as the app does on two cores: the workers have the cores
     results = options.work(options)
@@ -115,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
     beside = parts.add_parser("jobs", parents=[shared], help="sliders beside a training")
     beside.set_defaults(work=beside_jobs)
     parts.add_parser("criteria", add_help=False, help="every criterion on one network")
+    parts.add_parser("instances", add_help=False, help="published verification instances")
     return top
 
 

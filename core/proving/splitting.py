@@ -18,8 +18,9 @@ from core.proving.question import TOLERANCE, Deadline, Question
 
 BATCH = 192  # boxes at once
 MOST_KEPT = 1_000_000  # boxes of a proof that is kept
-TRIED = 4  # boxes of a batch in which a counterexample is looked for downhill
-STEPS = 5
+TRIED = 4  # points of a batch from which a counterexample is looked for further downhill
+STEPS = 12
+STARTS, MOST_STARTS = 100, 20_000  # random points for every round so far, whenever their number has doubled
 
 
 def split(question: Question, deadline: Deadline, old: Proof | None = None) -> Answer:
@@ -43,6 +44,8 @@ class _Search:
         self._done: list[tuple[Tensor, Tensor]] = []
         self._bound = torch.inf
         self._stuck = 0
+        self._rounds = 0
+        self._random = torch.Generator().manual_seed(0)
         self._counts = {"boxes": 0, "proved": 0, "old": 0, "valid": 0, "broken": 0}
 
     @property
@@ -62,6 +65,7 @@ class _Search:
 
     def round(self) -> None:
         """Bound some boxes; cut those that have no positive bound."""
+        self._rounds += 1
         low, high, _, mine = self._next()
         network = self._question.network
         relaxed = relaxations(network, low, high)
@@ -119,21 +123,45 @@ class _Search:
     def _try(self, low: Tensor, high: Tensor, slopes: Tensor) -> None:
         """Look for a counterexample in middles, in corners downhill, and downhill from the best of them."""
         question = self._question
-        points = torch.cat([(low + high) / 2, torch.where(slopes > 0, low, high)])
-        values = question.margin(points)
-        best = points[values.argsort()[:TRIED]]
+        middle = (low + high) / 2
+        points = torch.cat([middle, torch.where(slopes > 0, low, high)])
+        values, uphill = self._uphill(points)
+        self._look(points, values)
+        corners = torch.where(uphill[: len(low)] > 0, low, high)
+        self._look(corners, question.margin(corners))
+        if self.counterexample is None:
+            self._descend(points[values.argsort()[:TRIED]], 0.1)
+        if self.counterexample is None and self._rounds.bit_count() == 1 and self._rounds >= 4:
+            count = min(STARTS * self._rounds, MOST_STARTS)
+            random = torch.rand(count, len(question.low), dtype=torch.float64, generator=self._random)
+            self._descend(question.low + (question.high - question.low) * random, 0.3)
+
+    def _descend(self, x: Tensor, size: float) -> None:
+        """Steps downhill within the question's box, of falling size."""
+        question = self._question
+        reach = question.high - question.low
         for step in range(STEPS):
-            x = best.detach().requires_grad_(True)
-            with torch.enable_grad():
-                now = question.margin(x)
-                (slope,) = torch.autograd.grad(now.sum(), x)
-            points, values = torch.cat([points, best]), torch.cat([values, now.detach()])
-            size = (question.high - question.low) * 0.1 * 0.5**step
-            best = (best - slope.sign() * size).clamp(min=question.low, max=question.high)
-        for index in (values <= 0).nonzero()[:, 0].tolist():
-            if question.violated_by(points[index]):
-                self.counterexample = points[index].clone()
+            values, uphill = self._uphill(x)
+            if self._look(x, values):
                 return
+            scaled = uphill * reach
+            scaled = scaled / scaled.abs().amax(1, keepdim=True).clamp(min=1e-300)
+            x = (x - scaled * reach * (size * 0.75**step)).clamp(min=question.low, max=question.high)
+
+    def _uphill(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Margins (N,) and their gradients (N, I)."""
+        x = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            values = self._question.margin(x)
+            (uphill,) = torch.autograd.grad(values.sum(), x)
+        return values.detach(), uphill
+
+    def _look(self, points: Tensor, values: Tensor) -> bool:
+        """Keep a counterexample among the points."""
+        for index in (values <= 0).nonzero()[:, 0].tolist():
+            if self.counterexample is None and self._question.violated_by(points[index]):
+                self.counterexample = points[index].clone()
+        return self.counterexample is not None
 
     def answer(self) -> Answer:
         question, counts = self._question, self._counts
