@@ -46,6 +46,9 @@ STEPS = [
     'fine-tuning{"epochs":12,"objective":{"method":"attribution-matching"}}',
 ]
 JOB = "/methods?" + urlencode({"m": "small-cnn--cluttered-digits", "steps": json.dumps(STEPS)})
+PROOF = "/prove?" + urlencode({"m": "mlp-24--digits"})
+CORE = 3  # the row of the core that is marked, from the top of its table
+ROW = 35  # pixels of a row of a table
 WHOLE = 3000  # pixels: a window in which a whole result fits
 
 
@@ -75,6 +78,27 @@ def job(browser: Browser, address: str) -> None:
     page.get_by_role("button", name="Cancel").wait_for()
     page.close()
     show("done", "How far the maps agree", WHOLE).close()
+
+
+def proof(browser: Browser, address: str) -> None:
+    """A proof with and without the original's, and one of its cores in the grid."""
+    page = browser.new_page(viewport={"width": WIDTH, "height": WHOLE})
+    page.goto(address + PROOF)
+    page.get_by_text("Also from scratch").click()
+    settle(page)
+    page.get_by_role("button", name="Prove", exact=True).click()
+    page.get_by_text("Proved robust").first.wait_for(timeout=PATIENCE * 1000)
+    settle(page)
+    table = page.locator('[data-testid="stDataFrame"]').last.bounding_box()
+    page.mouse.click(table["x"] + ROW / 2, table["y"] + (CORE + 0.5) * ROW)
+    settle(page)
+    page.mouse.move(0, 0)
+    height = page.evaluate("document.querySelector('.stMainBlockContainer').scrollHeight")
+    page.set_viewport_size({"width": WIDTH, "height": height})
+    page.wait_for_timeout(1000)
+    page.screenshot(path=FOLDER / "proof.png")
+    print(FOLDER / "proof.png")
+    page.close()
 
 
 @contextlib.contextmanager
@@ -128,9 +152,10 @@ def main(names: list[str]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with server() as address, sync_playwright() as playwright:
         browser = launch(playwright)
-        for name in names or [*PICTURES, "job"]:
-            if name == "job":
-                job(browser, address)
+        stories = {"job": job, "proof": proof}  # pictures of something that is done first
+        for name in names or [*PICTURES, *stories]:
+            if name in stories:
+                stories[name](browser, address)
                 continue
             path, scheme = PICTURES[name]
             page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)

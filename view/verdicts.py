@@ -102,13 +102,12 @@ def _name(found: Certificate, side: Side) -> str:
 def helped(found: Certificate) -> str:
     """What the old proof was good for, and how much faster it made the new one."""
     words = []
-    if reuse := found.reuse:
-        kept = reuse["trivial"] + reuse["valid"]
+    if kept := holding(found.cores):
+        held, parts = kept
+        new = sum(line.status == "new" for line in found.cores)
         words.append(
-            f"Of the original's {reuse['parts']:,} cores {kept:,} still hold "
-            f"({charts.percent(reuse['rate'], 0)}; {reuse['trivial']:,} of them at once), "
-            f"{reuse['broken']:,} broke, {reuse['unchecked']:,} were left alone; "
-            f"{reuse['new']:,} new ones were needed."
+            f"Of the original's {parts:,} cores {held:,} still hold ({charts.percent(held / parts, 0)}), "
+            f"{parts - held:,} do not; {new:,} new ones were needed."
         )
     if found.scratch is not None:
         took = found.compressed.seconds, found.scratch.seconds
@@ -121,6 +120,12 @@ def helped(found: Certificate) -> str:
     if "proved" in (found.original.status, found.compressed.status):
         words.append("Proved means: verified up to a tolerance of 1e-6.")
     return " ".join(words)
+
+
+def holding(lines: Sequence[CoreLine]) -> tuple[int, int] | None:
+    """(cores of the original that hold, all that were tried); None where none was."""
+    said = [line.status for line in lines if line.status not in ("new", "not used")]
+    return (said.count("valid") + said.count("trivial"), len(said)) if said else None
 
 
 def counterexamples(found: Certificate, picture: Split, classes: Sequence[str]) -> str:
@@ -207,9 +212,8 @@ def by_class(found: Certificate, classes: Sequence[str]) -> pd.DataFrame:
         for name, findings in sides.items():
             each = findings.get(other)
             row[name] = f"{SIGNS[each.status][0]} {each.status}{_by(each)}" if each else "not asked"
-        new = sides["B compressed"].get(other)
-        reuse = new.reuse if new else None
-        row["cores that hold"] = f"{reuse['trivial'] + reuse['valid']} of {reuse['parts']}" if reuse else ""
+        kept = holding([line for line in found.cores if line.other == other])
+        row["cores that hold"] = f"{kept[0]} of {kept[1]}" if kept else ""
         for column, value in (("bound", "bound"), ("ms", "seconds")):
             for name, findings in sides.items():
                 known = getattr(findings[other], value) if other in findings else None

@@ -13,6 +13,7 @@ PAGES = {
     "/attributions": "Same answer, same reason",
     "/tradeoffs": "Where is the cliff",
     "/methods": "What does this method do",
+    "/prove": "still deserve the certificate",
     "/learn": "What do the words mean",
 }
 NAMELESS = """() => [...document.querySelectorAll('.stMain button, .stMain input, .stMain [role=slider]')]
