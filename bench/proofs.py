@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -177,8 +178,8 @@ COMPRESSIONS: dict[str, Callable[[Subject], nn.Module]] = {
     "prune 50 %": by_recipe(PruneWeights(sparsity=0.5)),
     "one neuron of every layer removed": by_recipe(PruneFilters(sparsity=0.05)),
     "a tenth of the neurons removed": by_recipe(PruneFilters(sparsity=0.1)),
-    "low rank, 99.9 % of the energy": by_recipe(LowRank(rule="energy", energy=0.999)),
-    "low rank, 99 % of the energy": by_recipe(LowRank(rule="energy", energy=0.99)),
+    "low rank, 95 % of the energy": by_recipe(LowRank(rule="energy", energy=0.95)),
+    "low rank, 80 % of the energy": by_recipe(LowRank(rule="energy", energy=0.8)),
 }
 
 
@@ -294,7 +295,7 @@ def marabou(question: Question, seconds: float) -> str:
 
     network = MarabouNetwork.MarabouNetwork()
     values = [network.getNewVariable() for _ in question.low]
-    network.inputVars = [values]
+    network.inputVars = [np.array(values)]
     for variable, low, high in zip(values, question.low.tolist(), question.high.tolist(), strict=True):
         network.setLowerBound(variable, low)
         network.setUpperBound(variable, high)
@@ -308,7 +309,7 @@ def marabou(question: Question, seconds: float) -> str:
             network.addRelu(z, h)
     for margin in sums:
         network.setUpperBound(margin, 0.0)
-    network.outputVars = [sums]
+    network.outputVars = [np.array(sums)]
     options = Marabou.createOptions(verbosity=0, timeoutInSeconds=int(seconds))
     verdict, _, _ = network.solve(verbose=False, options=options)
     return {"unsat": "proved", "sat": "refuted"}.get(verdict, "unknown")

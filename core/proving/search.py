@@ -14,6 +14,7 @@ Compression", 2025, arXiv:2506.04268; the algorithm is ours.
 
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -236,22 +237,25 @@ class _Search:
         try:
             for certain in (f for f in found if f.value > TOLERANCE):
                 take(certain)
+            if pending and (root := self._solve(0)).support is not None:
+                self._learn(root)
+            left: list[tuple[float, Set, Found]] = []
             for core in sorted(pending, key=len):
                 held = self._set(core)
                 if any(not known & ~held for known in self.cores):
                     valid += 1  # a part of it is a core
                     continue
-                if any(not known & ~held for known in self.nogoods):
-                    continue  # its case is closed otherwise
                 if broken >= PATIENCE and not taken:
                     break
                 broken += 1  # unless the program closes its case
                 again = self._solve(held)
                 if again.support is None:
-                    self.refute(held, again)
+                    left.append((again.value, held, again))
                 else:
                     broken -= 1
                     take(again)
+            for _, held, again in sorted(left, key=itemgetter(0)):  # where a counterexample is likeliest
+                self.refute(held, again)
             self.refute(0, guided=valid > 0)
         finally:
             unchecked, new = parts - trivial - valid - broken, len(self.cores.keys() - taken)
