@@ -4,9 +4,14 @@ from torch import Tensor
 
 from core.proving.attack import attack
 from core.proving.bounds import Bounds, crown
+from core.proving.branching import branch
 from core.proving.proof import Answer, Proof, Reuse
 from core.proving.question import TOLERANCE, Deadline, Question
 from core.proving.search import search
+from core.proving.splitting import split
+
+FEW_INPUTS = 12  # up to which the box is cut
+FEW_RELUS = 50  # undecided ones, up to which phases are searched with linear programs
 
 
 def prove(question: Question, deadline: Deadline, old: Proof | None = None) -> Answer:
@@ -44,7 +49,10 @@ def quickly(question: Question, bounds: Bounds, old: Proof | None = None) -> Ans
 
 def thoroughly(question: Question, bounds: Bounds, deadline: Deadline, old: Proof | None = None) -> Answer:
     """The answer of the search that suits the question best."""
-    return search(question, bounds, deadline, old)
+    if len(question.low) <= FEW_INPUTS:
+        return split(question, deadline, old)
+    undecided = sum(int(layer.sum()) for layer in bounds.unstable())
+    return (search if undecided <= FEW_RELUS else branch)(question, bounds, deadline, old)
 
 
 def _refuted(question: Question, counterexample: Tensor, deadline: Deadline) -> Answer:
