@@ -159,11 +159,17 @@ class _Search:
 
     def _choice(self, held: Set, found: Found) -> Set:
         """The ReLU, inactive first, whose triangle costs most at the program's point; 0 if none does."""
+        chosen = held | self._negated(held)
         if found.losses is None:  # nothing is known: any that is left
-            left = self.even & ~(held | self._negated(held))
+            left = self.even & ~chosen
             return left & -left
         losses = found.losses[self.places]
-        return 1 << 2 * int(losses.argmax()) if losses.any() else 0
+        for v in np.argsort(-losses, kind="stable"):
+            if not losses[v]:
+                return 0
+            if not chosen >> 2 * int(v) & 1:  # chosen ones lose what the solver tolerates
+                return 1 << 2 * int(v)
+        return 0
 
     def _negated(self, literals: Set) -> Set:
         return (literals & self.even) << 1 | literals >> 1 & self.even
