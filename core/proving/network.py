@@ -94,7 +94,8 @@ def unroll(model: nn.Module, shape: tuple[int, ...]) -> ReluNetwork:
         UnsupportedModelError: `model` is not made of such layers, or too large once unrolled.
     """
     exact = private_copy(model).double()
-    network = rewrite(exact).to(memory_format=torch.contiguous_format)
+    several = any(True for _ in exact.children())
+    network = rewrite(exact if several else nn.Sequential(exact)).to(memory_format=torch.contiguous_format)
     if not isinstance(network, fx.GraphModule):
         raise unsupported("the network", "code that can be followed call by call", type(model).__name__)
     random = torch.Generator().manual_seed(0)
