@@ -15,10 +15,13 @@ from scipy.stats import spearmanr
 
 import cli
 from core.bundles import DATASETS, MODELS
+from core.evaluation import wilson
 from core.lab import LABS
 from core.method import Choice, Flag, Nested, Number, PerLayer
 from core.recipe import COMPRESSORS, Recipe
+from core.run import Run
 from core.training import Schedule
+from core.verification import PROPERTIES
 from core.weights import load_dataset, load_model
 from shell import options
 from shell.commands import compress, train
@@ -282,6 +285,55 @@ def test_explain_agrees_with_its_own_maps(weights, tmp_path, capsys):
     assert report["agreement"]["saliency"]["mean"]["spearman"] == pytest.approx(np.mean(expected), abs=1e-5)
 
 
+# ----------------------------------------------------------------------------------------- verify
+
+RECIPE = ROOT / "docs" / "recipes" / "a-fifth-of-the-weights.json"
+
+
+def test_verify_says_what_the_property_says(capsys):
+    said = call(capsys, "verify", "mlp:hidden=24", "--radius", "0.08", "--images", "3,2")
+    data = load_dataset("digits")
+    bundle = load_model("mlp:hidden=24", data)
+    for row, index in zip(said["pictures"], (3, 2), strict=True):
+        expected = PROPERTIES["robustness"](radius=0.08).check(
+            bundle.module, data.test.take(slice(index, index + 1)), Run()
+        )
+        assert row["picture"] == index
+        assert row["original"]["status"] == expected.status
+        assert [each["other"] for each in row["original"]["findings"]] == list(expected.answers)
+    assert [row["original"]["status"] for row in said["pictures"]] == ["proved", "refuted"]
+    broken = said["pictures"][1]["original"]["counterexample"]
+    assert 0 < broken["distance"] <= 0.08 + 1e-12
+    assert np.argmax(broken["logits"]["original"]) != said["pictures"][1]["label"]
+    assert said["summary"] == {
+        "original": {
+            "proved": 1,
+            "refuted": 1,
+            "unknown": 0,
+            "certified": 0.5,
+            "interval": list(wilson(1, 2)),
+        }
+    }
+
+
+def test_verify_proves_what_a_recipe_makes_with_the_proof_of_the_original(capsys):
+    words = ("verify", "mlp:hidden=24", "--recipe", RECIPE, "--radius", "0.08", "--images", "24:26")
+    said = call(capsys, *words, "--scratch")
+    for row in said["pictures"]:
+        assert (
+            row["original"]["status"] == row["compressed"]["status"] == row["scratch"]["status"] == "proved"
+        )
+        assert row["reuse"]["valid"] > 0
+        assert row["speed_up"] > 0
+    assert 0 < said["summary"]["reuse_rate"] <= 1
+    assert said["summary"]["searched"] == 2
+    assert [row["reuse"] for row in call(capsys, *words, "--no-reuse")["pictures"]] == [None, None]
+    assert cli.main([str(word) for word in words]) == 0
+    shown = capsys.readouterr().out
+    assert "original: proved 2 of 2 (100%" in shown
+    assert "cores held" in shown
+
+
 def test_an_unchanged_network_agrees_with_itself(weights, capsys):
     words = ("mlp", "prune-weights", "--sparsity", "0", "--weights", weights)
     report = call(capsys, "compress", *words, "--attribution", "saliency", "--count", "3")
@@ -407,6 +459,10 @@ MISTAKES = [
     ("compress mlp prune-weights --data cluttered-digits", "was trained on digits"),
     ("compress mlp", "METHOD"),
     ("evaluate mlp --data digit", "did you mean 'digits'"),
+    ("verify mlp --radius 0.6", "robustness: radius must lie in [0.0, 0.5], got 0.6"),
+    ("verify mlp --property robustnes", "did you mean 'robustness'"),
+    ("verify mlp --images 0:999", "indices: must lie in [0, 359], got 0:999"),
+    ("verify resnet20 --images 0:1", "proof: "),
     ("evaluate mlp --weights absent.safetensors", "absent.safetensors"),
     ("evaluate mlp --split everything", "everything"),
     ("evaluate mlp --threads 0", "--threads"),
