@@ -14,8 +14,8 @@ from core.proving.changes import CONNECTIONS, KINDS, NUMBERS, REMOVED, UNCHANGED
 from core.proving.network import ReluNetwork
 from core.proving.proof import Answer, Core, Literal, Proof
 from core.proving.question import TOLERANCE, Deadline, Question
-from core.proving.relaxation import Dials, Relaxation, Sides, lower_bound
-from core.proving.search import Certified, search
+from core.proving.relaxation import Dials, Found, Relaxation, Sides, lower_bound
+from core.proving.search import Certified, _Search, search
 
 
 def bounds_of(question: Question) -> Bounds:
@@ -499,3 +499,17 @@ def test_a_proof_survives_neurons_that_were_removed():
         alone, helped = ask(new), ask(new, old.proof)
         assert helped.status == alone.status
         assert helped.reuse.parts == len(old.proof.cores)
+
+
+def test_a_relu_that_has_its_phase_is_not_tried_again_whatever_the_solver_tolerates():
+    question = drawn(*HARD[0])
+    state = _Search(question, bounds_of(question), Deadline(1.0), True, TOLERANCE)
+    losses = np.zeros(state.sides.size)
+    losses[state.places] = np.linspace(1.0, 0.1, state.unstable)  # as if nothing had a phase
+    held, found = 0, Found(-1.0, losses=losses)
+    for count in range(state.unstable):
+        literal = state._choice(held, found)
+        assert literal
+        assert not literal & (held | state._negated(held))
+        held |= literal if count % 2 else state._negated(literal)
+    assert state._choice(held, found) == 0
