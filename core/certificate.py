@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -11,15 +11,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from core.as_json import plain, to_json
+from core.as_json import plain
 from core.bundles import Split
 from core.errors import CheckpointError, Stopped
+from core.fates import CoreLine, fates, shortest, tally
 from core.layers import private_copy
 from core.method import brief
 from core.proving.bounds import Bounds
-from core.proving.changes import classify, match, translate
+from core.proving.changes import classify
 from core.proving.network import unroll
-from core.proving.proof import Answer, Core, Literal, Reuse, Status
+from core.proving.proof import Answer, Literal, Status
 from core.robustness import Check, Comparison
 from core.run import Run
 from core.verification import Verdict
@@ -75,26 +76,6 @@ class Side:
 
 
 @dataclass(frozen=True)
-class CoreLine:
-    """Phases that exclude counterexamples, and what became of that under compression."""
-
-    other: int
-    literals: Core
-    status: str  # one of `WORDS`
-
-
-WORDS = {
-    "valid": "checked again on the compressed network, and holds, maybe with fewer phases",
-    "trivial": "holds at once: one of its ReLUs can no longer be in that phase",
-    "broken": "does not hold any more, and was dropped",
-    "unchecked": "left alone, after too many others were broken",
-    "dropped": "not part of the new proof: broken, or left alone",
-    "not used": "the compressed network was asked about without it",
-    "new": "found for the compressed network",
-}  # status of a core -> what it means
-
-
-@dataclass(frozen=True)
 class Certificate:
     """One picture, one property, both networks."""
 
@@ -104,7 +85,8 @@ class Certificate:
     original: Side
     compressed: Side
     scratch: Side | None  # the compressed network without the original's proof, where it was asked for
-    cores: tuple[CoreLine, ...]
+    cores: tuple[CoreLine, ...]  # of every class the shortest
+    fates: Mapping[str, Mapping[str, int]]  # class -> status -> all cores, see `core.fates.WORDS`
     reuse: Mapping[str, float] | None
     changes: tuple[Mapping[str, int], ...]  # per hidden layer: kind of change -> neurons of the original
     speed_up: float | None
@@ -128,7 +110,7 @@ class Certificate:
     def save(self, folder: Path) -> None:
         """Write it into `folder`, in one go."""
         partial = folder / f"{FILE}.partial"
-        partial.write_text(to_json(self.to_dict()) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(self.to_dict(), allow_nan=False) + "\n", encoding="utf-8")
         partial.replace(folder / FILE)
 
     @classmethod
@@ -195,6 +177,8 @@ def of(
     def side(verdict: Verdict) -> Side:
         return side_of(verdict, named, picture)
 
+    left = phases(found.compressed.bounds) if found.compressed.bounds else ()
+    lines = list(fates(found.original.answers, found.compressed.answers, left))
     return Certificate(
         check=check.to_dict(),
         label=int(picture.labels[0]),
@@ -202,7 +186,8 @@ def of(
         original=side(found.original),
         compressed=side(found.compressed),
         scratch=None if found.scratch is None else side(found.scratch),
-        cores=tuple(_cores(found)),
+        cores=shortest(lines),
+        fates=tally(lines),
         reuse=None if found.reuse is None else asdict(found.reuse) | {"rate": found.reuse.rate},
         changes=tuple(classify(*(unroll(network, picture.pixels.shape[1:]) for network in networks)).counts),
         speed_up=found.speed_up,
@@ -258,42 +243,6 @@ def _finding(other: int, answer: Answer) -> Finding:
         None if answer.reuse is None else asdict(answer.reuse),
         None if answer.proof is None else sum(map(bool, answer.proof.cores)),
     )
-
-
-def _cores(found: Comparison) -> Iterator[CoreLine]:
-    """Cores of the original with their fate, class by class, then the new ones; an empty one says nothing."""
-    fixed = (
-        [torch.tensor(layer) for layer in phases(found.compressed.bounds)] if found.compressed.bounds else []
-    )
-    for other in dict.fromkeys([*found.original.answers, *found.compressed.answers]):
-        old, new = (
-            verdict.answers.get(other, Answer("unknown")) for verdict in (found.original, found.compressed)
-        )
-        before, after = ([core for core in a.proof.cores if core] if a.proof else [] for a in (old, new))
-        moved: list[Core | None] = []
-        if new.proof and new.reuse is not None:
-            places = match(old.proof.question.network, new.proof.question.network)
-            moved = translate(before, places, fixed)
-        fates = [fate(core, after, new.reuse) for core in moved] or ["not used"] * len(before)
-        for core, status in zip(before, fates, strict=True):
-            yield CoreLine(other, core, status)
-        for core in after:
-            if not any(holds(old_core, [core]) for old_core in moved):
-                yield CoreLine(other, core, "new")
-
-
-def fate(moved: Core | None, after: Sequence[Core], reuse: Reuse) -> str:
-    """What became of an old proof's core, `moved` to the new network, whose cores are `after`."""
-    if moved is None:
-        return "trivial"
-    if holds(moved, after):
-        return "valid"
-    return "broken" if not reuse.unchecked else "unchecked" if not reuse.broken else "dropped"
-
-
-def holds(core: Core | None, known: Sequence[Core]) -> bool:
-    """Is it known that these phases exclude counterexamples: do they, or some of them?"""
-    return core is not None and any(set(each) <= set(core) for each in known)
 
 
 def _side(saved: Mapping[str, Any] | None) -> Side | None:

@@ -1,25 +1,25 @@
 """Certificates: plain values that say what was found, come back from a file, and survive a cancel."""
 
 import json
+import time
 from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import SIDE, quadrants
 from torch import nn
 
-from core.certificate import Certificate, certify, fate
-from core.certificate import _cores as core_lines
+from core.certificate import Certificate, certify, phases
 from core.certified import NETWORKS, STATUSES, certify_many, drawn, standing
 from core.errors import CheckpointError, Stopped
+from core.fates import CoreLine, fate, fates, related, shortest, tally
 from core.proving.bounds import crown
 from core.proving.network import unroll
 from core.proving.proof import Literal, Reuse
 from core.proving.question import Deadline, Question
 from core.proving.search import search
-from core.robustness import Comparison, certified
+from core.robustness import certified
 from core.run import Run
 from core.verification import PROPERTIES
 
@@ -124,8 +124,8 @@ def test_a_relu_that_is_called_on_or_off_is_so_on_every_sampled_picture(networks
     decided = 0
     for side, network in ((found.original, networks[0]), (found.compressed, networks[1])):
         seen = unroll(network, one.pixels.shape[1:]).behind(one.mean, one.std).preactivations(near)
-        for phases, inputs in zip(side.phases, seen, strict=False):
-            sign = torch.tensor(phases)
+        for told, inputs in zip(side.phases, seen, strict=False):
+            sign = torch.tensor(told)
             assert (inputs[:, sign == 1] >= 0).all()
             assert (inputs[:, sign == -1] <= 0).all()
             decided += int((sign != 0).sum())
@@ -175,47 +175,77 @@ def on(*neurons: int):
 
 
 @pytest.mark.parametrize(
-    ("moved", "reuse", "status"),
+    ("moved", "held", "reuse", "status"),
     [
-        (None, Reuse(3, trivial=1), "trivial"),
-        (on(0, 1), Reuse(3, valid=1), "valid"),
-        (on(0, 1, 2), Reuse(3, valid=1), "valid"),  # a part of it holds, so it does
-        (on(0), Reuse(3, broken=1), "broken"),
-        (on(0), Reuse(3, unchecked=1), "unchecked"),
-        (on(0), Reuse(3, broken=1, unchecked=1), "dropped"),
+        (None, False, Reuse(3, trivial=1), "trivial"),
+        (on(0, 1), True, Reuse(3, valid=1), "valid"),
+        (on(0), False, Reuse(3, broken=1), "broken"),
+        (on(0), False, Reuse(3, unchecked=1), "unchecked"),
+        (on(0), False, Reuse(3, broken=1, unchecked=1), "dropped"),
     ],
 )
-def test_what_became_of_a_core(moved, reuse, status):
-    assert fate(moved, [on(0, 1), on(5)], reuse) == status
+def test_what_became_of_a_core(moved, held, reuse, status):
+    assert fate(moved, held, reuse) == status
 
 
-def verdict(network, low, high, old=None) -> SimpleNamespace:
-    """What a search finds, as a verdict about class 1."""
-    question = Question(network, low, high)
-    bounds = crown(network, low[None], high[None])
-    found = search(question, bounds, Deadline(20.0), old)
-    return SimpleNamespace(answers={1: found}, bounds=bounds)
+def test_a_core_holds_where_a_part_of_it_is_known_to():
+    random = torch.Generator().manual_seed(0)
+
+    def some(most: int):
+        size = int(torch.randint(0, most, (), generator=random))
+        return on(*sorted(torch.randperm(6, generator=random)[:size].tolist()))
+
+    for _ in range(200):
+        moved = [some(6) if torch.rand((), generator=random) < 0.9 else None for _ in range(12)]
+        known = [some(4) for _ in range(8) if torch.rand((), generator=random) < 0.7]
+        held, fresh = related(moved, known)
+        slow = {
+            i for i, core in enumerate(moved) if core is not None and any(set(k) <= set(core) for k in known)
+        }
+        assert held == slow
+        assert fresh == [
+            k for k in known if not any(core is not None and set(k) <= set(core) for core in moved)
+        ]
+
+
+def test_thousands_of_cores_are_told_apart_in_seconds_and_the_shortest_written_down():
+    random = torch.Generator().manual_seed(0)
+    cores = [on(*torch.randperm(200, generator=random)[:20].tolist()) for _ in range(6000)]
+    began = time.monotonic()
+    held, fresh = related(cores[:4000], cores[2000:])
+    assert held >= set(range(2000, 4000))
+    assert fresh == cores[4000:]
+    assert time.monotonic() - began < 20
+    lines = [CoreLine(k % 2, core[: 1 + k % 19], "valid") for k, core in enumerate(cores)]
+    kept = shortest(lines, 50)
+    assert tally(lines) == {"0": {"valid": 3000}, "1": {"valid": 3000}}
+    assert tally(kept) == {"0": {"valid": 50}, "1": {"valid": 50}}
+    assert max(len(line.literals) for line in kept) == 1
+    assert [line for line in lines if line in kept][:3] == list(kept[:3])
 
 
 def test_fates_that_are_told_afterwards_are_those_that_the_search_counted():
     torch.manual_seed(3)
     seen = Counter()
+    low, high = -torch.ones(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
     for _ in range(12):
         layers = [nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 7), nn.ReLU(), nn.Linear(7, 1)]
         network = unroll(nn.Sequential(nn.Flatten(), *layers).double(), (4,))
-        low, high = -torch.ones(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
         corners = torch.rand(4000, 4, dtype=torch.float64) * 2 - 1
         network.biases[-1].add_(0.02 - network(corners).min())  # barely positive: bounds alone are too loose
-        weights = tuple(w + 0.01 * torch.randn_like(w) for w in network.weights)
-        first = verdict(network, low, high)
-        second = verdict(replace(network, weights=weights), low, high, first.answers[1].proof)
-        said = Counter(line.status for line in core_lines(Comparison(first, second)))
-        reuse = second.answers[1].reuse
-        if reuse is None or not any(first.answers[1].proof.cores) or second.answers[1].status != "proved":
+        changed = replace(network, weights=tuple(w + 0.01 * torch.randn_like(w) for w in network.weights))
+        first, old = Question(network, low, high), crown(network, low[None], high[None])
+        second, new = Question(changed, low, high), crown(changed, low[None], high[None])
+        before = search(first, old, Deadline(20.0))
+        after = search(second, new, Deadline(20.0), before.proof)
+        if after.reuse is None or not any(before.proof.cores) or after.status != "proved":
             continue
-        assert said["trivial"] == reuse.trivial
-        assert said["valid"] == reuse.valid
-        assert said["broken"] + said["unchecked"] + said["dropped"] == reuse.broken + reuse.unchecked
+        said = Counter(line.status for line in fates({1: before}, {1: after}, phases(new)))
+        assert said["trivial"] == after.reuse.trivial
+        assert said["valid"] == after.reuse.valid
+        assert (
+            said["broken"] + said["unchecked"] + said["dropped"] == after.reuse.broken + after.reuse.unchecked
+        )
         seen += said
     assert seen["valid"] > 5
     assert seen["broken"] > 0

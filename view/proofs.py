@@ -5,9 +5,10 @@ from html import escape
 import streamlit as st
 import torch
 
-from core.certificate import Certificate, CoreLine
+from core.certificate import Certificate
 from core.certified import standing
 from core.errors import CheckpointError
+from core.fates import CoreLine
 from core.jobs import Job
 from core.proving.changes import Changes, classify
 from view import charts, engine, figures, jobs, neurons, prove, verdicts
@@ -165,7 +166,9 @@ def in_detail(scene: Scene, found: Certificate) -> None:
             "A larger radius needs some."
         )
         return
-    st.html(verdicts.fates(found.cores))
+    st.html(verdicts.fates(found))
+    if hidden := sum(verdicts.counted(found).values()) - len(found.cores):
+        st.caption(f"Of every class the shortest stand here; {hidden:,} longer ones do not.")
     st.dataframe(
         verdicts.cores(found.cores, classes),
         hide_index=True,

@@ -1,5 +1,6 @@
 """A finished proof on the screen: verdicts, the counterexample, classes, cores, certified accuracy."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from core.bundles import Split
-from core.certificate import WORDS, Certificate, CoreLine, Counterexample, Finding, Side
+from core.certificate import Certificate, Counterexample, Finding, Side
+from core.fates import WORDS, CoreLine
 from core.figure import Figure
 from view import charts, pictures
 
@@ -18,11 +20,11 @@ SHORTEST_S = 0.1  # times below say nothing about speed
 TITLES = {"proved": "Proved robust", "refuted": "Not robust", "unknown": "Unknown"}
 WRONG = "Answered wrongly"
 UNITS = {
-    "bounds": "bounds",
-    "lps": "linear programs",
-    "cores": "cores",
-    "nodes": "nodes",
-    "boxes": "boxes",
+    "bounds": "bound",
+    "lps": "linear program",
+    "cores": "core",
+    "nodes": "node",
+    "boxes": "box",
 }  # kind of work -> its name for people
 HEADLINES = {
     ("proved", "proved"): "Yes: both networks keep their answer on every picture this close.",
@@ -63,12 +65,17 @@ def _badge(found: Certificate, role: str, name: str, side: Side, classes: Sequen
     sign, tone = SIGNS[side.status]
     wrong = side.status == "refuted" and side.predicted != found.label
     costs = [f"{side.seconds:.2f} s"]
-    costs += [f"{number:,} {UNITS.get(kind, kind)}" for kind, number in side.work.items() if number]
+    costs += [many(number, UNITS.get(kind, kind)) for kind, number in side.work.items() if number]
     return (
         f'<div class="ps-verdict {role}"><span class="sign ps-{tone}" aria-hidden="true">{sign}</span>'
         f"<div><small>{name}</small><b class=ps-{tone}>{WRONG if wrong else TITLES[side.status]}</b>"
         f'<p>{escape(sentence(found, side, classes))}</p><p class="n">{" · ".join(costs)}</p></div></div>'
     )
+
+
+def many(number: int, unit: str) -> str:
+    """ "1 box", "1,024 boxes"."""
+    return f"{number:,} {unit}" + ("" if number == 1 else "es" if unit.endswith("x") else "s")
 
 
 def sentence(found: Certificate, side: Side, classes: Sequence[str]) -> str:
@@ -102,9 +109,10 @@ def _name(found: Certificate, side: Side) -> str:
 def helped(found: Certificate) -> str:
     """What the old proof was good for, and how much faster it made the new one."""
     words = []
-    if kept := holding(found.cores):
+    counts = counted(found)
+    if kept := holding(counts):
         held, parts = kept
-        new = sum(line.status == "new" for line in found.cores)
+        new = counts["new"]
         words.append(
             f"Of the original's {parts:,} cores {held:,} still hold ({charts.percent(held / parts, 0)}), "
             f"{parts - held:,} do not; {new:,} new ones were needed."
@@ -122,10 +130,16 @@ def helped(found: Certificate) -> str:
     return " ".join(words)
 
 
-def holding(lines: Sequence[CoreLine]) -> tuple[int, int] | None:
+def counted(found: Certificate) -> Counter:
+    """Status -> cores of all classes."""
+    return sum((Counter(counts) for counts in found.fates.values()), Counter())
+
+
+def holding(counts: Mapping[str, int]) -> tuple[int, int] | None:
     """(cores of the original that hold, all that were tried); None where none was."""
-    said = [line.status for line in lines if line.status not in ("new", "not used")]
-    return (said.count("valid") + said.count("trivial"), len(said)) if said else None
+    tried = {status: number for status, number in counts.items() if status not in ("new", "not used")}
+    held = tried.get("valid", 0) + tried.get("trivial", 0)
+    return (held, sum(tried.values())) if tried else None
 
 
 def counterexamples(found: Certificate, picture: Split, classes: Sequence[str]) -> str:
@@ -212,7 +226,7 @@ def by_class(found: Certificate, classes: Sequence[str]) -> pd.DataFrame:
         for name, findings in sides.items():
             each = findings.get(other)
             row[name] = f"{SIGNS[each.status][0]} {each.status}{_by(each)}" if each else "not asked"
-        kept = holding([line for line in found.cores if line.other == other])
+        kept = holding(found.fates.get(str(other), {}))
         row["cores that hold"] = f"{kept[0]} of {kept[1]}" if kept else ""
         for column, value in (("bound", "bound"), ("ms", "seconds")):
             for name, findings in sides.items():
@@ -226,8 +240,10 @@ def _by(each: Finding) -> str:
     """By what it was proved."""
     if each.status != "proved":
         return ""
-    parts = each.work.get("boxes", 0)
-    return f", {each.cores:,} cores" if each.cores else f", {parts:,} boxes" if parts else ", bounds alone"
+    for number, unit in ((each.cores, "core"), (each.work.get("boxes"), "box")):
+        if number:
+            return f", {many(number, unit)}"
+    return ", bounds alone"
 
 
 def cores(lines: Sequence[CoreLine], classes: Sequence[str]) -> pd.DataFrame:
@@ -250,13 +266,13 @@ def phrase(line: CoreLine) -> str:
     )
 
 
-def fates(lines: Sequence[CoreLine]) -> str:
+def fates(found: Certificate) -> str:
     """How many cores met which fate, and what that means."""
-    said = [line.status for line in lines]
+    counts = counted(found)
     rows = "".join(
-        f"<tr><th>{status}</th><td>{said.count(status):,}</td><th>{escape(words)}</th></tr>"
+        f"<tr><th>{status}</th><td>{counts[status]:,}</td><th>{escape(words)}</th></tr>"
         for status, words in WORDS.items()
-        if status in said
+        if counts[status]
     )
     return f'<table class="ps-table">{rows}</table>'
 
