@@ -13,10 +13,7 @@ from core.proving.network import ReluNetwork
 from core.proving.proof import Answer, Proof, Reuse, Status
 from core.proving.prove import quickly, thoroughly
 from core.proving.question import Deadline
-from core.proving.splitting import split
 from core.proving.vnnlib import Case, questions
-
-FEW_INPUTS = 12  # up to so many the box of inputs is split, beyond phases of ReLUs
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +89,7 @@ def settle(
         share = Deadline(
             max(seconds - whole.spent, 0.0) / (len(open_) - done), lambda _, words: whole.tell(words)
         )
-        if network.inputs <= FEW_INPUTS:
-            answers[number] = split(asked[number], share, old.get(number))
-        else:
-            answers[number] = thoroughly(asked[number], start[number], share, old.get(number))
+        answers[number] = thoroughly(asked[number], start[number], share, old.get(number))
         if answers[number].status == "refuted":
             return Settled("refuted", whole.spent, answers)
     known = all(answer.status == "proved" for answer in answers.values())

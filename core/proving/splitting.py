@@ -18,6 +18,7 @@ from core.proving.question import TOLERANCE, Deadline, Question
 
 BATCH = 192  # boxes at once
 MOST_KEPT = 1_000_000  # boxes of a proof that is kept
+SMALL = 1e-4  # of the question's box: what is smaller, and has next to no margin in the middle, is given up
 TRIED = 4  # points of a batch from which a counterexample is looked for further downhill
 STEPS = 12
 STARTS, MOST_STARTS = 100, 20_000  # random points for every round so far, whenever their number has doubled
@@ -107,7 +108,10 @@ class _Search:
         self._try(low, high, slopes)
         axis = torch.where(high > low, due, -1.0).argmax(1, keepdim=True)
         middle = (low.gather(1, axis) + high.gather(1, axis)) / 2
-        stuck = ((middle <= low.gather(1, axis)) | (middle >= high.gather(1, axis)))[:, 0]
+        uncut = ((middle <= low.gather(1, axis)) | (middle >= high.gather(1, axis)))[:, 0]
+        reach = self._question.high - self._question.low
+        small = ((high - low) <= SMALL * reach).all(1)
+        stuck = uncut | (small & (self._question.margin((low + high) / 2) <= TOLERANCE))
         if stuck.any():
             self._stuck += int(stuck.sum())
             self._bound = min(self._bound, margin[stuck].min().item())
@@ -185,7 +189,7 @@ class _Search:
         if self.pending:
             return Answer("unknown", spent, bound, None, proof, reuse, work, "time is over")
         if self._stuck:
-            reason = f"{self._stuck:,} boxes cannot be cut any more"
+            reason = f"the smallest margin lies within {TOLERANCE:g} of 0"
             return Answer("unknown", spent, bound, None, proof, reuse, work, reason)
         return Answer("proved", spent, bound, None, proof, reuse, work)
 
