@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.proofs import marabou, shell
 from core.proving.bounds import crown
 from core.proving.exact import exactly, margins
 from core.proving.network import ReluNetwork
@@ -167,3 +168,16 @@ def test_without_time_the_judge_does_not_guess():
     box = torch.full((12,), -1.0).double(), torch.full((12,), 1.0).double()
     network = network.then(torch.eye(1), torch.tensor([-60.0]))
     assert exactly(Question(network, *box), 0.05) == ("unknown", None)
+
+
+def test_whole_assignments_refuted_one_after_the_other_end_alike():
+    for seed in range(0, 120, 4):
+        question = drawn(seed)
+        assert shell(question, Deadline(SECONDS))[0] == ask(question).status
+
+
+def test_marabou_says_the_same():
+    pytest.importorskip("maraboupy", reason="needs requirements-bench.txt")
+    for seed in range(1, 120, 4):
+        question = drawn(seed)
+        assert marabou(question, int(SECONDS))[0] == ask(question).status
