@@ -251,20 +251,23 @@ class _Search:
 
     def _try(self, line: Line) -> None:
         """The corners where bounds are reached, and what lies downhill of the lowest."""
-        self._violates(line.input)
-        x = line.input[self.question.margin(line.input).argsort()[:STARTS]]
+        margin = self._violates(line.input)
+        x = line.input[margin.argsort()[:STARTS]]
         for size in DOWNHILL:
             x.requires_grad_(True)
             with torch.enable_grad():
-                (slope,) = torch.autograd.grad(self.question.margin(x).sum(), x)
+                (slope,) = torch.autograd.grad(self.network(x).max(1).values.sum(), x)
             step = slope.sign() * size * (self.question.high - self.question.low)
             x = (x.detach() - step).clamp(min=self.question.low, max=self.question.high)
             self._violates(x)
 
-    def _violates(self, x: Tensor) -> None:
-        for index in (self.question.margin(x) <= 0).nonzero()[:, 0].tolist():
+    def _violates(self, x: Tensor) -> Tensor:
+        """(P,) margins of inputs in the box, of which none may be a counterexample."""
+        margin = self.network(x).max(1).values
+        for index in (margin <= 0).nonzero()[:, 0].tolist():
             if self.question.violated_by(x[index]):
                 raise _Violated(x[index].clone())
+        return margin
 
     def _look(self) -> None:
         if self.deadline.over:
@@ -334,7 +337,7 @@ class _Search:
         for row, core in zip(phases, sets, strict=True):
             for literal in core:
                 row[self.numbers[literal.layer, literal.neuron]] = literal.phase
-        broken = []
+        valid = []
         for part in torch.arange(len(sets)).split(self.batch):
             self._look()
             found = self._fresh(phases[part], None, CHECK_STEPS)
@@ -346,15 +349,11 @@ class _Search:
                     self._keep(sets[index], value)
             self.taken = len(self.cores)
             self._learn(phases[part[holds]])
-            broken.append(found.take((~holds).nonzero()[:, 0]))
+            valid.append(part[holds])
             if not self.cores and part[-1] + 1 >= PATIENCE and part[-1] + 1 < len(sets):
                 return root
-        left = holes(phases, HOLES)
-        if left is None:
-            return root
-        if len(left):
-            broken.append(self._fresh(left, None, STEPS))
-        return _joined(broken)
+        left = holes(phases[torch.cat(valid)], HOLES)
+        return root if left is None else self._fresh(left, None, STEPS)
 
     def _fixed(self) -> list[Tensor]:
         """Per hidden layer, of the whole network: 1 or -1 where one phase is left, else 0."""

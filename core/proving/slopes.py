@@ -21,7 +21,8 @@ from core.proving.bounds import Bounds, Phases, backward, relax
 from core.proving.network import ReluNetwork
 from core.proving.question import TOLERANCE
 
-ALPHA_STEP, BETA_STEP, FADE = 0.3, 0.1, 0.9  # sizes of the first step, and what is left of it in the next
+ALPHA_STEP, BETA_STEP, FADE = 0.15, 0.2, 0.95  # sizes of the first step, and what is left in the next
+SLOPE_KEPT, SIZE_KEPT = 0.5, 0.9  # of the gradient and its square, from step to step (Adam)
 TOGETHER = 128  # ReLUs whose ranges are looked for at once
 LEAVING = 4  # steps after which rows that have reached their goal are taken out
 
@@ -132,10 +133,10 @@ class Lines:
             slope = (last.pull.clamp(min=0) * last.guess, -here.phases * last.guess)
             moved = []
             for i, (value, first) in enumerate(((now.alpha, ALPHA_STEP), (now.beta, BETA_STEP))):
-                mean[i] = mean[i].lerp(slope[i], 0.1)
-                square[i] = square[i].lerp(slope[i].square(), 0.01)
-                length = first * FADE**step / (1 - 0.9 ** (step + 1))
-                move = length * mean[i] / ((square[i] / (1 - 0.99 ** (step + 1))).sqrt() + 1e-12)
+                mean[i] = mean[i].lerp(slope[i], 1 - SLOPE_KEPT)
+                square[i] = square[i].lerp(slope[i].square(), 1 - SIZE_KEPT)
+                length = first * FADE**step / (1 - SLOPE_KEPT ** (step + 1))
+                move = length * mean[i] / ((square[i] / (1 - SIZE_KEPT ** (step + 1))).sqrt() + 1e-12)
                 moved.append(value + (move if i == 0 else move * size))
             now = Slopes(moved[0].clamp_(0, 1), moved[1].clamp_(min=0))
             last = _bound(here, fixed, layer, rows, now)
