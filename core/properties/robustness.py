@@ -52,7 +52,7 @@ class Robustness(Property):
 
     radius: float = number(0.03, 0.0, 0.5, 0.001, help="Largest change of a pixel, of 1 from black to white")
     classes: str = choice("all", "runner-up", help="Other classes that it must not be taken for")
-    seconds: float = number(10.0, 0.1, 3600.0, 0.1, unit="s", help="Time for every other class")
+    seconds: float = number(10.0, 0.1, 3600.0, 0.1, help="Time for every other class, at most")
 
     def check(
         self, model: nn.Module, picture: Split, run: Run, proof: Mapping[int, Proof] | None = None
