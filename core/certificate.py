@@ -19,7 +19,7 @@ from core.layers import private_copy
 from core.method import brief
 from core.proving.bounds import Bounds
 from core.proving.changes import classify
-from core.proving.network import unroll
+from core.proving.network import ReluNetwork, unroll
 from core.proving.proof import Answer, Literal, Status
 from core.robustness import Check, Comparison
 from core.run import Run
@@ -189,10 +189,15 @@ def of(
         cores=shortest(lines),
         fates=tally(lines),
         reuse=None if found.reuse is None else asdict(found.reuse) | {"rate": found.reuse.rate},
-        changes=tuple(classify(*(unroll(network, picture.pixels.shape[1:]) for network in networks)).counts),
+        changes=_changes(*(unroll(network, picture.pixels.shape[1:]) for network in networks)),
         speed_up=found.speed_up,
         finished=finished,
     )
+
+
+def _changes(before: ReluNetwork, after: ReluNetwork) -> tuple[Mapping[str, int], ...]:
+    """Per hidden layer, kind of change -> neurons; nothing where there are more layers, or fewer."""
+    return tuple(classify(before, after).counts) if len(before.widths) == len(after.widths) else ()
 
 
 def side_of(verdict: Verdict, networks: Mapping[str, nn.Module], picture: Split) -> Side:

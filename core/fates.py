@@ -17,7 +17,7 @@ WORDS = {
     "broken": "does not hold any more, and was dropped",
     "unchecked": "left alone, after too many others were broken",
     "dropped": "not part of the new proof: broken, or left alone",
-    "not used": "the compressed network was asked about without it",
+    "not used": "the compressed network's answer did without it",
     "new": "found for the compressed network",
 }  # status of a core -> what it means
 

@@ -293,6 +293,26 @@ def test_what_is_compared_is_the_plan_then_the_recipe_then_a_quick_choice(app):
     assert next(s for s in proving(app).selectbox if s.key == "prove.compressed").value == "pruned"
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"plan": "remove:filter-l2:.95x2"},
+        {"plan": "weights:magnitude:1x3"},
+        {"steps": '["ntk-lossless"]'},  # fewer layers than the original
+        {"steps": '["student"]'},  # narrower ones
+        {"steps": '["fine-tuning"]'},  # not carried out yet
+        {"prop": 'robustness{"radius":0.5,"classes":"runner-up"}'},
+        {"m": "small-cnn-2--digits", "plan": "remove:filter-l2:.5x3"},
+    ],
+)
+def test_whatever_compression_did_both_networks_are_drawn_or_it_is_said_why_not(query, app):
+    test = proving(app, **query)
+    assert not test.exception
+    assert not test.error
+    drawn = html(test).count("ReLUs are undecided")
+    assert drawn == 2 or any("This recipe trains" in caption.value for caption in test.caption)
+
+
 def test_a_proof_is_found_again_and_brought_back_from_the_list(app, monkeypatch, tmp_path):
     monkeypatch.setenv("PRUNESCOPE_CACHE", str(tmp_path))
     st.cache_resource.clear()

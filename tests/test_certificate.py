@@ -278,3 +278,13 @@ def test_the_pictures_drawn_are_always_the_same_and_none_comes_twice():
     assert drawn(360, 20) == drawn(360, 20) == sorted(set(drawn(360, 20)))
     assert drawn(5, 20) == [0, 1, 2, 3, 4]
     assert max(drawn(360, 200)) < 360
+
+
+def test_a_network_of_another_depth_has_a_certificate_too_and_no_changes(networks, pictures, tmp_path):
+    torch.manual_seed(1)
+    shallow = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 4), nn.ReLU(), nn.Linear(4, 4))
+    found = certify(check(0.005), (networks[0], shallow.eval()), picture(pictures, 0), Run())
+    assert [len(layer) for layer in found.compressed.phases] == [4]
+    assert found.changes == ()
+    found.save(tmp_path)
+    assert Certificate.read(tmp_path) == found

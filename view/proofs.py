@@ -71,7 +71,8 @@ def looks(scene: Scene) -> tuple[dict[str, Look], Changes | None]:
         found = {"a": neurons.look(a, x, label, radius)}
         if b is None:
             return found, None
-        return found | {"b": neurons.look(b, x, label, radius)}, classify(a, b)
+        alike = len(a.widths) == len(b.widths)  # else no layer has a counterpart
+        return found | {"b": neurons.look(b, x, label, radius)}, classify(a, b) if alike else None
 
 
 def at_once(scene: Scene, found: dict[str, Look], changes: Changes | None) -> None:
