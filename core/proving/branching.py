@@ -43,7 +43,7 @@ def branch(question: Question, bounds: Bounds, deadline: Deadline, old: Proof | 
 
     `bounds` are the question's, of one box; `old`, about another network, saves work where it can.
     """
-    search = _Search(question, bounds, deadline)
+    search = _Search(question, bounds, deadline, old)
     status: Status = "unknown"
     counterexample, reason = None, ""
     try:
@@ -89,14 +89,14 @@ class _Cases:
 class _Search:
     """One search: cases that wait, and cores that were found."""
 
-    def __init__(self, question: Question, bounds: Bounds, deadline: Deadline) -> None:
+    def __init__(self, question: Question, bounds: Bounds, deadline: Deadline, old: Proof | None) -> None:
         self.question, self.bounds, self.deadline = question, bounds, deadline
         self.work: Counter[str] = Counter()
         self.queue: list[tuple[float, int, _Cases]] = []
         self.cores: dict[Core, None] = {}
         self.closers = torch.zeros(0, 0)  # (C, N) phases of those cores that close more than their own case
         self.bound, self.closed = bounds.margin.item(), float("inf")  # of all cases; of closed ones
-        self.reused: Counter[str] = Counter()
+        self.reused = Counter(parts=len(old.cores), unchecked=len(old.cores)) if old else None
         self.taken = 0  # cores of the old proof that hold
         self.doubts, self.unstable, self._ticket, self._relaxation = 0, 0, count(), None
 
@@ -191,7 +191,7 @@ class _Search:
         self.work["lps"] += 1
         found = self._relaxation.value(self._core(case.phases[0]))
         if found.value > TOLERANCE:
-            self._keep(found.core, found.value)
+            self._keep(found.support, found.value)
         elif found.point is not None and self.question.violated_by(x := torch.as_tensor(found.point)):
             raise _Violated(x)
         else:
@@ -212,6 +212,7 @@ class _Search:
         """Cases with better bounds, and what to decide next."""
         ways = self._lines(cases.ranges, cases.phases)
         line, slopes = self._improved(ways, cases.slopes, steps)
+        line.value[ways.empty] = torch.inf
         self._try(line)
         choice, spans, since = self._choice(ways, line, cases.phases), cases.ranges, cases.since
         late = ((line.value <= TOLERANCE) & (since >= REFRESH)).nonzero()[:, 0]
@@ -245,6 +246,7 @@ class _Search:
     def _choice(self, ways: Lines, line: Line, phases: Tensor) -> Tensor:
         """(P,) the open ReLU whose upper line costs the bound most; -1: there is none."""
         score = (-line.pull).clamp(min=0) * ways.lift
+        score = score.masked_fill((ways.below >= 0) | (ways.above <= 0), -0.25)  # last: one way is empty
         score = score.masked_fill((phases != 0) | ~self.open, -1.0)
         best = torch.cat([score, score.new_full((len(score), 1), -0.5)], 1).argmax(1)
         return best.masked_fill(best == len(self.places), -1)
@@ -327,18 +329,18 @@ class _Search:
         root = self.root()
         moved = translate(old.cores, match(old.question.network, self.question.network), self._fixed())
         hints = Counter(core for core in moved if core is not None)
-        self.reused.update(parts=len(moved), trivial=moved.count(None))
-        if root.value.item() > TOLERANCE:
-            self.reused["valid"] = sum(hints.values())
-            return root
+        self.reused["trivial"] = moved.count(None)
         self.reused["unchecked"] = sum(hints.values())
+        if root.value.item() > TOLERANCE:
+            self.reused.update(valid=self.reused.pop("unchecked"))
+            return root
         sets = sorted(hints, key=lambda core: (len(core), core))
         phases = torch.zeros(len(sets), len(self.places), dtype=torch.int8)
         for row, core in zip(phases, sets, strict=True):
             for literal in core:
                 row[self.numbers[literal.layer, literal.neuron]] = literal.phase
-        valid = []
-        for part in torch.arange(len(sets)).split(self.batch):
+        valid = [torch.arange(0)]
+        for part in torch.arange(len(sets)).split(self.batch) if sets else ():
             self._look()
             found = self._fresh(phases[part], None, CHECK_STEPS)
             holds = found.value > TOLERANCE
