@@ -341,8 +341,9 @@ def test_a_proof_that_is_nonsense_costs_time_and_no_truth(hard):
     assert ask(question, wrong).status == "proved"
     assert ask(false, wrong).status == "refuted"
     turns = np.random.default_rng(0).normal(size=(len(everything), sides.size))
-    shares = np.full((len(everything), outputs), 1 / outputs)
-    assert ask(false, Certified(question, wrong.cores, dials=Dials(shares, turns))).status == "refuted"
+    for share in (1 / outputs, 0.0, -1.0, 100.0, np.nan):
+        dials = Dials(np.full((len(everything), outputs), share), turns)
+        assert ask(false, Certified(question, wrong.cores, dials=dials)).status == "refuted"
 
 
 def test_after_some_broken_cores_in_a_row_the_rest_is_left_alone(monkeypatch):

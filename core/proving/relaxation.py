@@ -29,14 +29,15 @@ Array = np.ndarray
 
 THIN = 1e-9  # a ReLU whose input goes no further than this past 0 needs no triangle
 EXACT = 1e-9  # a ReLU is in a phase when what contradicts it is no more than this
-TINY = 1e-12
+TINY = 1e-12  # what is divided by is no smaller
 
 
 @dataclass(frozen=True, eq=False)
 class Dials:
-    """What makes a bound on the way back out of phases; any numbers make a bound that holds.
+    """What makes a bound on the way back out of phases; any turns make a bound that holds.
 
-    `shares` (B, R): how much every output counts; none where no input of the box fits the phases.
+    `shares` (B, R): how much every output counts, in a mean; all 0 where no input of the box fits the
+    phases, and a bound above 0 shows it.
     `turns` (B, D), of all hidden ReLUs in a row: of an open one the slope of the line below it; of one
     with a phase the price of that phase.
     """

@@ -294,7 +294,9 @@ class _Search:
             kept = np.flatnonzero(place.numpy() >= 0)
             turns[:, part.start + place.numpy()[kept]] = old.dials.turns[:, start + kept]
             start += len(place)
-        return Dials(old.dials.shares, turns)
+        shares = old.dials.shares.clip(0)  # a mean, or nothing, whatever was handed in
+        total = shares.sum(1, keepdims=True)
+        return Dials(shares / np.where(total > 0, total, 1.0), turns)
 
     def proof(self, counterexample: Tensor | None) -> Proof:
         found = list(self.cores.values())
