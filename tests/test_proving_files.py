@@ -201,7 +201,10 @@ REFUSED = {
     "across the batch": (
         [node("Reshape", ["x", "s"], ["y"])], {"s": np.array([2, 2])}, [1, 4], "within a batch of one",
     ),
-    "other attribute": ([node("Flatten", ["x"], ["y"], way=1)], {}, [1, 4], "without the attribute 'way'"),
+    "other attribute": ([node("Flatten", ["x"], ["y"], way=1)], {}, [1, 4], "such an attribute as 'way'"),
+    "attribute of another kind": (
+        [node("Conv", ["x", "w"], ["y"], pads=1.5)], {"w": (1, 1, 1, 1)}, [1, 1, 2, 2], "as 'pads'",
+    ),
     "NaN": ([node("Add", ["x", "w"], ["y"])], {"w": np.full(4, np.nan, np.float32)}, [1, 4], "finite"),
     "text": ([node("Add", ["x", "w"], ["y"])], {"w": np.array(["a"], object)}, [1, 4], "finite numbers"),
     "zero": ([node("Div", ["x", "w"], ["y"])], {"w": np.zeros(4, np.float32)}, [1, 4], "than 0"),
@@ -410,7 +413,8 @@ FAST = [
         ("2_7", 1), ("3_2", 2), ("3_4", 3), ("4_4", 2), ("4_8", 3), ("5_6", 2), ("5_8", 4),
     )),
     ("mnist-net_256x2.onnx", "prop_0_0.03.vnnlib"),
-    ("mnist-net_256x2.onnx", "prop_3_0.03.vnnlib"),
+    ("mnist-net_256x2.onnx", "prop_12_0.05.vnnlib"),
+    ("mnist-net_256x2.onnx", "prop_13_0.03.vnnlib"),
     ("cifar_base_kw.onnx", "cifar_base_kw-img1598-eps0.0026143790849673205.vnnlib"),
 ]  # fmt: skip
 

@@ -274,6 +274,14 @@ def test_a_smaller_box_starts_from_the_parts_inside_it():
     assert answer.reuse.parts == answer.reuse.valid < len(first.proof.boxes[0])
 
 
+def test_a_proof_about_a_smaller_box_is_refused():
+    """Its boxes would leave something out."""
+    question, first = proved(3)
+    for low, high in ((question.low * 1.1, question.high), (question.low, question.high + 1e-9)):
+        with pytest.raises(ParameterError, match="a radius at least as large"):
+            ask(Question(question.network, low, high), first.proof)
+
+
 def test_what_an_unfinished_proof_leaves_out_is_proved_all_the_same():
     """Nothing is taken on trust: with some boxes lost, the rest of the question is covered anew."""
     question, first = proved(3)

@@ -127,15 +127,23 @@ def _constant(node: "NodeProto") -> Tensor:
 
 
 def _options(node: "NodeProto", allowed: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes with their defaults; one that is not `allowed` is refused, as it might change what is meant."""
+    """Attributes with their defaults; others, and those of another kind, might change what is meant."""
     from onnx.helper import get_attribute_value
 
     found = dict(allowed)
     for attribute in node.attribute:
-        if attribute.name not in allowed:
-            raise _wrong(node, f"without the attribute {attribute.name!r}", "it")
-        value = get_attribute_value(attribute)
-        found[attribute.name] = list(value) if isinstance(allowed[attribute.name], list) else value
+        try:
+            value = get_attribute_value(attribute)
+        except ValueError as error:
+            raise _wrong(node, "a node with plain attributes", repr(attribute.name)) from error
+        default = allowed.get(attribute.name, value)
+        listed = isinstance(default, list)
+        value = list(value) if listed and hasattr(value, "__iter__") else value
+        kinds_fit = default is None or type(value) is type(default)
+        whole = not listed or all(type(number) is int for number in value)
+        if attribute.name not in allowed or not kinds_fit or not whole:
+            raise _wrong(node, f"without such an attribute as {attribute.name!r}", "it")
+        found[attribute.name] = value
     return found
 
 
@@ -184,18 +192,17 @@ def _arithmetic(node: "NodeProto", shapes: Mapping[str, Shape], constants: Mappi
         raise _wrong(node, "affine", "a division by what depends on the input")
     if node.op_type == "Div" and (number == 0).any():
         raise _wrong(node, "a division by other numbers than 0", "0")
-    if torch.broadcast_shapes(_padded(number.shape, value), value) != value:
+    if not _fits(number.shape, value):
         raise _wrong(node, f"with numbers that fit the shape {list(value)}", f"{list(number.shape)}")
     if first in shapes:
         return (lambda x: operation(x, number)), value, False
     return (lambda x: operation(number, x)), value, False
 
 
-def _padded(shape: torch.Size, like: Shape) -> Shape:
-    """`shape` if it can be spread over `like`, else one that cannot be mistaken for it."""
+def _fits(shape: torch.Size, like: Shape) -> bool:
+    """Can numbers of this shape be spread over `like` without making it larger?"""
     ends = zip(reversed(shape), reversed(like), strict=False)
-    fits = len(shape) <= len(like) and all(size in (1, whole) for size, whole in ends)
-    return tuple(shape) if fits else (*like, 1)
+    return len(shape) <= len(like) and all(size in (1, whole) for size, whole in ends)
 
 
 def _shaped(node: "NodeProto", shape: Shape, others: list[Tensor | None]) -> Shape:
@@ -233,7 +240,7 @@ def _product(node: "NodeProto", shape: Shape, others: list[Tensor | None]) -> Ma
     bias = torch.zeros(())
     if len(others) > 1 and others[1] is not None:
         bias = options["beta"] * others[1].double()
-    if _padded(bias.shape, after) != tuple(bias.shape) or math.prod(after) > LARGEST:
+    if not _fits(bias.shape, after) or math.prod(after) > LARGEST:
         raise _wrong(node, f"with an offset that fits {list(after)}", f"{list(bias.shape)}")
     return (lambda x: x @ matrix + bias), after, False
 

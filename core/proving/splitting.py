@@ -28,7 +28,12 @@ def split(question: Question, deadline: Deadline, old: Proof | None = None) -> A
     """Whether some margin is positive all over the box, by splitting it; "unknown" when time is over.
 
     With `old`, the boxes of an earlier proof are where it starts: those that hold on this network are done.
+
+    Raises:
+        ParameterError: `old` is about something else, as a smaller box.
     """
+    if old is not None:
+        old.require_about(question)
     search = _Search(question, deadline)
     search.begin(old)
     while search.pending and not deadline.over and search.counterexample is None:
