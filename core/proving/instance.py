@@ -12,7 +12,7 @@ from core.proving.bounds import Bounds, crown
 from core.proving.network import ReluNetwork
 from core.proving.proof import Answer, Proof, Reuse, Status
 from core.proving.prove import quickly, thoroughly
-from core.proving.question import TOLERANCE, Deadline
+from core.proving.question import Deadline
 from core.proving.vnnlib import Case, questions
 
 
@@ -66,8 +66,8 @@ def settle(
 ) -> Settled:
     """The verdict, in about so many seconds; `old` are proofs of the same cases about another network.
 
-    First all questions that bounds or an attack answer (no attack where an old proof has parts: they come
-    first); then the others, the easiest first, each with an equal share of the time that is left.
+    First all questions that bounds or an attack answer; then the others, the easiest first, each with an
+    equal share of the time that is left.
 
     Raises:
         ParameterError: an old proof is about something else.
@@ -77,8 +77,6 @@ def settle(
     start = _bounds(network, cases)
     answers: dict[int, Answer] = {}
     for number, question in enumerate(asked):
-        if _promises(old.get(number)) and start[number].margin.item() <= TOLERANCE:
-            continue
         begun = time.perf_counter()
         found = quickly(question, start[number], old.get(number))
         if found is not None:
@@ -96,10 +94,6 @@ def settle(
             return Settled("refuted", whole.spent, answers)
     known = all(answer.status == "proved" for answer in answers.values())
     return Settled("proved" if known else "unknown", whole.spent, answers)
-
-
-def _promises(old: Proof | None) -> bool:
-    return old is not None and old.boxes is not None and old.counterexample is None
 
 
 def _timed(answer: Answer, seconds: float) -> Answer:

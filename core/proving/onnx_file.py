@@ -140,8 +140,9 @@ def _options(node: "NodeProto", allowed: Mapping[str, Any]) -> dict[str, Any]:
         listed = isinstance(default, list)
         value = list(value) if listed and hasattr(value, "__iter__") else value
         kinds_fit = default is None or type(value) is type(default)
-        whole = not listed or all(type(number) is int for number in value)
-        if attribute.name not in allowed or not kinds_fit or not whole:
+        if kinds_fit and listed:
+            kinds_fit = all(type(number) is int for number in value)
+        if attribute.name not in allowed or not kinds_fit:
             raise _wrong(node, f"without such an attribute as {attribute.name!r}", "it")
         found[attribute.name] = value
     return found
