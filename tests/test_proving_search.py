@@ -202,7 +202,8 @@ def test_any_dials_make_a_bound_that_holds(hard):
     for _ in range(200):
         phases = random.choice([-1, 0, 0, 0, 0, 1], (1, sides.size)).astype(np.int8) * sides.open
         shares = random.dirichlet(np.ones(outputs.shape[1]))[None]
-        dials = Dials(shares, random.normal(0.3, 1.0, (1, sides.size)))
+        tilts = random.normal(0.0, 0.1, (1, sides.size)) * random.integers(0, 2)
+        dials = Dials(shares, random.normal(0.3, 1.0, (1, sides.size)), tilts)
         bound = lower_bound(sides, phases, dials).values[0]
         there = ((phases == 0) | (phases * z >= 0)).all(1)
         checked += int(there.any())
@@ -342,7 +343,7 @@ def test_a_proof_that_is_nonsense_costs_time_and_no_truth(hard):
     assert ask(false, wrong).status == "refuted"
     turns = np.random.default_rng(0).normal(size=(len(everything), sides.size))
     for share in (1 / outputs, 0.0, -1.0, 100.0, np.nan):
-        dials = Dials(np.full((len(everything), outputs), share), turns)
+        dials = Dials(np.full((len(everything), outputs), share), turns, turns)
         assert ask(false, Certified(question, wrong.cores, dials=dials)).status == "refuted"
 
 

@@ -39,14 +39,16 @@ class Dials:
     `shares` (B, R): how much every output counts, in a mean; all 0 where no input of the box fits the
     phases, and a bound above 0 shows it.
     `turns` (B, D), of all hidden ReLUs in a row: of an open one the slope of the line below it; of one
-    with a phase the price of that phase.
+    with a phase the price of that phase. `tilts` (B, D): of an open one the price of the ends of its
+    input, nearly always 0.
     """
 
     shares: Array
     turns: Array
+    tilts: Array
 
     def take(self, index: Array | slice | list[int]) -> "Dials":
-        return Dials(self.shares[index], self.turns[index])
+        return Dials(self.shares[index], self.turns[index], self.tilts[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +128,8 @@ def lower_bound(sides: Sides, phases: Array, dials: Dials) -> Bound:
     for k in range(len(sides.layers) - 1, -1, -1):
         part = sides.layers[k]
         low, high, turn, phase = sides.low[part], sides.high[part], dials.turns[:, part], phases[:, part]
-        slope = np.where(read < 0, sides.steep[part], turn.clip(0, 1))
-        passed = np.where(phase > 0, read - turn, np.where(phase < 0, turn, slope * read))
+        relaxed = np.where(read < 0, sides.steep[part], turn.clip(0, 1)) * read + dials.tilts[:, part]
+        passed = np.where(phase > 0, read - turn, np.where(phase < 0, turn, relaxed))
         passed = np.where(sides.on[part], read, np.where(sides.off[part], 0.0, passed))
         # A triangle's corners are (h, n) = (0, 0), (high, 0) and (0, -low); a phase leaves two of them.
         above = np.where(sides.open[part], ((read - passed) * high).clip(max=0), 0.0)
@@ -206,13 +208,14 @@ class Relaxation:
             reads[part] = read
             passed[part] = np.where(sides.on[part], read, passed[part])
             read = passed[part] @ sides.weights[k]
-        slopes = passed / np.where(np.abs(reads) > TINY, reads, 1.0)
+        if empty:  # a ray has any length: its largest multiplier becomes 1
+            largest = max(np.abs(passed).max(initial=0.0), np.abs(reads).max(initial=0.0)) or 1.0
+            passed, reads = passed / largest, reads / largest
+        slopes = (passed / np.where(np.abs(reads) > TINY, reads, 1.0)).clip(0, 1)
         turns = np.where(chosen[0] > 0, reads - passed, np.where(chosen[0] < 0, passed, slopes))
-        turns = np.where(sides.open, turns, sides.plain)
-        if empty:  # a ray has any length: its largest price becomes 1
-            largest = np.abs(turns[chosen[0] != 0]).max(initial=0.0)
-            turns = np.where(chosen[0] != 0, turns / (largest or 1.0), turns)
-        return Dials(shares[None], turns[None])
+        tilts = passed - np.where(reads < 0, sides.steep, slopes) * reads
+        turns, tilts = np.where(sides.open, turns, sides.plain), tilts * sides.open * (chosen[0] == 0)
+        return Dials(shares[None], turns[None], tilts[None])
 
     def _refuted(self, phases: Core, chosen: Array, dials: Dials, bound: Bound, slack: float) -> Found:
         """With as few phases as these dials allow: what is worth little is left open."""
@@ -225,7 +228,7 @@ class Relaxation:
         for support in (order[free:], needed, order):
             left = self.sides.phases([support])
             turns = np.where((chosen != 0) & (left == 0), np.where(chosen > 0, 1.0, 0.0), dials.turns)
-            fewer = Dials(dials.shares, turns)
+            fewer = Dials(dials.shares, turns, dials.tilts)
             value = lower_bound(self.sides, left, fewer).values[0]
             if value > least:
                 break

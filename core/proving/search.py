@@ -289,14 +289,15 @@ class _Search:
     def _moved(self, old: Certified, places: Places) -> Dials:
         """The old dials where their neurons are now."""
         turns = np.repeat(self.sides.plain[None], len(old.cores), 0)
-        start = 0
+        tilts, start = np.zeros_like(turns), 0
         for part, place in zip(self.sides.layers, places, strict=False):
             kept = np.flatnonzero(place.numpy() >= 0)
-            turns[:, part.start + place.numpy()[kept]] = old.dials.turns[:, start + kept]
+            now = part.start + place.numpy()[kept]
+            turns[:, now], tilts[:, now] = old.dials.turns[:, start + kept], old.dials.tilts[:, start + kept]
             start += len(place)
         shares = old.dials.shares.clip(0)  # a mean, or nothing, whatever was handed in
         total = shares.sum(1, keepdims=True)
-        return Dials(shares / np.where(total > 0, total, 1.0), turns)
+        return Dials(shares / np.where(total > 0, total, 1.0), turns, tilts)
 
     def proof(self, counterexample: Tensor | None) -> Proof:
         found = list(self.cores.values())
@@ -304,7 +305,8 @@ class _Search:
         dials = [each.dials for each in found]
         if not cores or None in dials:
             return Proof(self.question, cores, counterexample=counterexample)
-        rows = Dials(*(np.concatenate([getattr(d, f) for d in dials]) for f in ("shares", "turns")))
+        parts = ("shares", "turns", "tilts")
+        rows = Dials(*(np.concatenate([getattr(each, part) for each in dials]) for part in parts))
         return Certified(self.question, cores, counterexample=counterexample, dials=rows)
 
     # -------------------------------------------------------------------------------- bits and literals
