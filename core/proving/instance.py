@@ -66,8 +66,9 @@ def settle(
 ) -> Settled:
     """The verdict, in about so many seconds; `old` are proofs of the same cases about another network.
 
-    First all questions that bounds or an attack answer; then the others, the easiest first, each with an
-    equal share of the time that is left.
+    First all questions that bounds or an attack answer; then the others, the easiest first, each within
+    half of the time that is left and the last one within all of it: where one stays unknown, the others
+    can only refute.
 
     Raises:
         ParameterError: an old proof is about something else.
@@ -86,9 +87,9 @@ def settle(
     open_ = [number for number in range(len(asked)) if number not in answers]
     open_.sort(key=lambda number: start[number].margin.item(), reverse=True)
     for done, number in enumerate(open_):
-        share = Deadline(
-            max(seconds - whole.spent, 0.0) / (len(open_) - done), lambda _, words: whole.tell(words)
-        )
+        left = max(seconds - whole.spent, 0.0)
+        last = done == len(open_) - 1
+        share = Deadline(left if last else left / 2, lambda _, words: whole.tell(words))
         answers[number] = thoroughly(asked[number], start[number], share, old.get(number))
         if answers[number].status == "refuted":
             return Settled("refuted", whole.spent, answers)
