@@ -14,6 +14,7 @@ from core.certificate import Certificate, Counterexample, Finding, Side
 from core.fates import WORDS, CoreLine
 from core.figure import Figure
 from view import charts, pictures
+from view.neurons import NAMES
 
 SIGNS = {"proved": ("✓", "kept"), "refuted": ("✗", "loss"), "unknown": ("?", "grey")}
 SHORTEST_S = 0.1  # times below say nothing about speed
@@ -56,20 +57,29 @@ def headline(found: Certificate) -> str:
 
 def badges(found: Certificate, classes: Sequence[str], dim: bool = False) -> str:
     """Both verdicts side by side, in words, with what they cost."""
-    sides = {"a": ("A original", found.original), "b": ("B compressed", found.compressed)}
-    shown = "".join(_badge(found, role, name, side, classes) for role, (name, side) in sides.items())
+    shown = ""
+    for role, side in (("a", found.original), ("b", found.compressed)):
+        words = sentence(found, side, classes)
+        if _moved(side) and not dim:
+            words += " It is shown below."
+        shown += _badge(found, role, words, side)
     return f'<div class="ps-verdicts{" ps-dim" * dim}">{shown}</div>'
 
 
-def _badge(found: Certificate, role: str, name: str, side: Side, classes: Sequence[str]) -> str:
+def _moved(side: Side) -> bool:
+    """Is there a counterexample other than the picture itself?"""
+    return side.counterexample is not None and side.counterexample.distance > 0
+
+
+def _badge(found: Certificate, role: str, words: str, side: Side) -> str:
     sign, tone = SIGNS[side.status]
     wrong = side.status == "refuted" and side.predicted != found.label
     costs = [f"{side.seconds:.2f} s"]
     costs += [many(number, UNITS.get(kind, kind)) for kind, number in side.work.items() if number]
     return (
         f'<div class="ps-verdict {role}"><span class="sign ps-{tone}" aria-hidden="true">{sign}</span>'
-        f"<div><small>{name}</small><b class=ps-{tone}>{WRONG if wrong else TITLES[side.status]}</b>"
-        f'<p>{escape(sentence(found, side, classes))}</p><p class="n">{" · ".join(costs)}</p></div></div>'
+        f"<div><small>{NAMES[role]}</small><b class=ps-{tone}>{WRONG if wrong else TITLES[side.status]}</b>"
+        f'<p>{escape(words)}</p><p class="n">{" · ".join(costs)}</p></div></div>'
     )
 
 
@@ -90,9 +100,7 @@ def sentence(found: Certificate, side: Side, classes: Sequence[str]) -> str:
         if side.predicted != found.label:
             return f"The picture itself is answered with {classes[side.predicted]}, not {label}."
         said = classes[int(np.argmax(side.counterexample.logits[_name(found, side)]))]
-        return (
-            f"A picture within {radius} of this one is answered with {said}, not {label}: it is shown below."
-        )
+        return f"A picture within {radius} of this one is answered with {said}, not {label}."
     if side.predicted is None:
         return "It was stopped before this network's turn was over."
     left = [finding for finding in side.findings if finding.status == "unknown"]
@@ -146,7 +154,7 @@ def counterexamples(found: Certificate, picture: Split, classes: Sequence[str]) 
     """The picture, each counterexample, what differs, and what both networks make of them."""
     shown: dict[tuple[float, ...], str] = {}
     for name, side in (("A", found.original), ("B", found.compressed)):
-        if side.counterexample is not None and side.counterexample.distance > 0:
+        if _moved(side):
             held = shown.get(side.counterexample.pixels)
             shown[side.counterexample.pixels] = f"{held} and {name}" if held else name
     sides = {
