@@ -100,7 +100,7 @@ def table(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "finished": len(finished),
         **{status: said.count(status) for status in ("proved", "refuted", "unknown")},
         "wrong": len(wrong),
-        "not known before": sum(line["verdict"] == "unknown" for line in finished),
+        "unknown as published": sum(line["verdict"] == "unknown" for line in finished),
         "median seconds": median(line["seconds"] for line in finished) if finished else None,
         "most seconds": max((line["seconds"] for line in finished), default=None),
     }

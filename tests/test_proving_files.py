@@ -179,6 +179,7 @@ REFUSED = {
     ),
     "other domain": ([node("Relu", ["x"], ["y"], domain="com.own")], {}, [1, 4], "com.own.Relu"),
     "product of values": ([node("Mul", ["x", "x"], ["y"])], {}, [1, 4], "sum or difference"),
+    "sum of one": ([node("Add", ["x"], ["y"])], {}, [1, 4], "of two inputs, got 1"),
     "division by a value": ([node("Div", ["w", "x"], ["y"])], {"w": (4,)}, [1, 4], "affine"),
     "wrong matrix": ([node("MatMul", ["x", "w"], ["y"])], {"w": (3, 4)}, [1, 4], "matrix that fits"),
     "unknown name": ([node("Relu", ["z"], ["y"])], {}, [1, 4], "made before it, got 'z'"),

@@ -181,6 +181,8 @@ def _made(node: "NodeProto", shapes: Mapping[str, Shape], constants: Mapping[str
 
 
 def _arithmetic(node: "NodeProto", shapes: Mapping[str, Shape], constants: Mapping[str, Tensor]) -> Made:
+    if len(node.input) != 2:
+        raise _wrong(node, "of two inputs", f"{len(node.input)}")
     first, second = node.input
     operation = ARITHMETIC[node.op_type]
     if first in shapes and second in shapes:
