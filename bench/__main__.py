@@ -7,6 +7,7 @@ python -m bench attributions          maps of six methods against Captum
 python -m bench memory                what 200 sliders moved leave behind
 python -m bench jobs                  what sliders cost while a job trains beside them
 python -m bench.matching | .transfer | .pu | .gates   three seeds of a paper that trains, see --help
+python -m bench.bounds                bounds over boxes against auto_LiRPA, and proofs used again, see --help
 python -m bench criteria resnet20     every criterion on one network, see bench/criteria.py
 python -m bench.proofs                what is left of proofs after compression, and Marabou beside, see --help
 python -m bench instances acasxu      published verification instances, see bench/instances.py
