@@ -211,11 +211,15 @@ class Relaxation:
         if empty:  # a ray has any length: its largest multiplier becomes 1
             largest = max(np.abs(passed).max(initial=0.0), np.abs(reads).max(initial=0.0)) or 1.0
             passed, reads = passed / largest, reads / largest
-        slopes = (passed / np.where(np.abs(reads) > TINY, reads, 1.0)).clip(0, 1)
+        slopes, tilts = self._lines(reads, passed)
         turns = np.where(chosen[0] > 0, reads - passed, np.where(chosen[0] < 0, passed, slopes))
-        tilts = passed - np.where(reads < 0, sides.steep, slopes) * reads
         turns, tilts = np.where(sides.open, turns, sides.plain), tilts * sides.open * (chosen[0] == 0)
         return Dials(shares[None], turns[None], tilts[None])
+
+    def _lines(self, reads: Array, passed: Array) -> tuple[Array, Array]:
+        """The turns and tilts with which open ReLUs that are read like this pass that on."""
+        slopes = (passed / np.where(np.abs(reads) > TINY, reads, 1.0)).clip(0, 1)
+        return slopes, passed - np.where(reads < 0, self.sides.steep, slopes) * reads
 
     def _refuted(self, phases: Core, chosen: Array, dials: Dials, bound: Bound, slack: float) -> Found:
         """With as few phases as these dials allow: what is worth little is left open."""
@@ -225,10 +229,13 @@ class Relaxation:
         order = sorted(phases, key=worth.__getitem__)
         free = int(np.searchsorted(np.cumsum([worth[literal] for literal in order]), value - least))
         needed = [literal for literal in order if worth[literal] > 0]
+        passed = np.where(chosen > 0, bound.reads - dials.turns, dials.turns)
+        slopes, tilts = self._lines(bound.reads, passed)
         for support in (order[free:], needed, order):
             left = self.sides.phases([support])
-            turns = np.where((chosen != 0) & (left == 0), np.where(chosen > 0, 1.0, 0.0), dials.turns)
-            fewer = Dials(dials.shares, turns, dials.tilts)
+            opened = (chosen != 0) & (left == 0)
+            turns, tilt = np.where(opened, slopes, dials.turns), np.where(opened, tilts, dials.tilts)
+            fewer = Dials(dials.shares, turns, tilt)
             value = lower_bound(self.sides, left, fewer).values[0]
             if value > least:
                 break
