@@ -14,6 +14,7 @@ from core.proving.exact import exactly, margins
 from core.proving.network import ReluNetwork
 from core.proving.proof import Answer, Proof
 from core.proving.question import Deadline, Question
+from core.proving.relaxation import Relaxation
 from core.proving.search import search
 
 NETWORKS = 520
@@ -181,3 +182,11 @@ def test_marabou_says_the_same():
     for seed in range(1, 120, 4):
         question = drawn(seed)
         assert marabou(question, int(SECONDS))[0] == ask(question).status
+
+
+def test_a_linear_program_knows_at_least_what_bounds_know():
+    for seed in (*range(200), 5267):  # in the last one the end of an input's range matters
+        question = drawn(seed)
+        bounds = crown(question.network, question.low[None], question.high[None])
+        found = Relaxation(question, bounds).value(())
+        assert found.support is not None or found.value >= bounds.margin.item() - 1e-7
