@@ -70,14 +70,13 @@ def read_onnx(path: Path) -> ReluNetwork:
 
 def _graph(path: Path) -> "GraphProto":
     import onnx
-    from google.protobuf.message import DecodeError
 
     size = path.stat().st_size
     if size > LARGEST_FILE:
         raise _refused(path.name, f"a file of at most {LARGEST_FILE:,} bytes", f"{size:,}")
     try:
         return onnx.load_model_from_string(path.read_bytes()).graph
-    except (DecodeError, ValueError) as error:
+    except Exception as error:  # of the parser's own kinds, which belong to a package below onnx
         raise _refused(path.name, "a network in ONNX format", "a damaged or other file") from error
 
 
