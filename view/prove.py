@@ -29,6 +29,8 @@ QUICK = {
         "20 % of the weights are zero",
         {"method": "prune-weights", "sparsity": 0.2, "scope": "global"},
     ),
+    "int8": ("Weights of 8 bits", {"method": "quantize", "bits": 8}),
+    "int4": ("Weights of 4 bits", {"method": "quantize", "bits": 4}),
     "low-rank": ("Low rank: 20 % fewer weights", {"method": "low-rank", "sparsity": 0.2}),
 }  # what may be compared where the reader has no plan and no recipe
 MANY, MOST = 20, 200  # pictures
