@@ -147,8 +147,9 @@ def _step(network: fx.GraphModule, node: fx.Node) -> Step:
         return _shaping(node, reads)
     if node.target in _ADDITIONS and len(reads) == len(node.args) == 2 and not node.kwargs:
         return Step(node.name, reads, torch.add, keeps_sign=True)
+    inside = list(node.meta.get("nn_module_stack", {}))  # the modules in whose code the call stands
     got = getattr(node.target, "__name__", node.target)
-    raise unsupported(node.name, WANTED, f"a call of {got}")
+    raise unsupported(inside[-1] if inside else node.name, WANTED, f"a call of {got}")
 
 
 def _shaping(node: fx.Node, reads: tuple[str, ...]) -> Step:
