@@ -20,10 +20,9 @@ from core.method import brief
 from core.proving.bounds import Bounds
 from core.proving.changes import classify
 from core.proving.network import ReluNetwork, unroll
-from core.proving.proof import Answer, Literal, Status
-from core.robustness import Check, Comparison
+from core.proving.proof import Answer, Literal, Reuse, Status
 from core.run import Run
-from core.verification import Verdict
+from core.verification import Property, Verdict
 
 FILE = "certificate.json"
 NETWORKS = ("original", "compressed")
@@ -129,6 +128,29 @@ class Certificate:
 
 
 @dataclass(frozen=True, eq=False)
+class Comparison:
+    """Verdicts about one picture: original, compressed with the original's proof, and without."""
+
+    original: Verdict
+    compressed: Verdict
+    scratch: Verdict | None = None
+
+    @property
+    def reuse(self) -> Reuse | None:
+        """What became of the original's proof, over all classes; None where nothing was to be reused."""
+        parts = [answer.reuse for answer in self.compressed.answers.values() if answer.reuse is not None]
+        if not parts:
+            return None
+        names = Reuse.__dataclass_fields__
+        return Reuse(**{name: sum(getattr(part, name) for part in parts) for name in names})
+
+    @property
+    def speed_up(self) -> float | None:
+        """Seconds from scratch for every second with the old proof."""
+        return None if self.scratch is None else self.scratch.seconds / self.compressed.seconds
+
+
+@dataclass(frozen=True, eq=False)
 class Unasked(Verdict):
     """In the place of a verdict that a stopped run did not come to."""
 
@@ -140,7 +162,7 @@ class Unasked(Verdict):
 
 
 def certify(
-    check: Check,
+    check: Property,
     networks: Sequence[nn.Module],
     picture: Split,
     run: Run,
@@ -169,7 +191,7 @@ def certify(
 
 
 def of(
-    check: Check, networks: Sequence[nn.Module], picture: Split, found: Comparison, finished: bool = True
+    check: Property, networks: Sequence[nn.Module], picture: Split, found: Comparison, finished: bool = True
 ) -> Certificate:
     """What was found about the original and the compressed of `networks`, as plain values."""
     named = dict(zip(NETWORKS, networks, strict=True))

@@ -1,6 +1,7 @@
 """Accuracy that is certified: of how many pictures is the answer proved, at which radius?"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -9,14 +10,14 @@ from torch import nn
 from core.bundles import Split
 from core.certificate import NETWORKS
 from core.evaluation import wilson
-from core.robustness import Check, certified
 from core.run import Run
+from core.verification import Property
 
 STATUSES = ("proved", "refuted", "unknown")
 
 
 def certify_many(
-    check: Check,
+    check: Property,
     networks: Sequence[nn.Module],
     pictures: Split,
     radii: Sequence[float],
@@ -24,14 +25,23 @@ def certify_many(
 ) -> None:
     """Record for every picture, network and radius whether it is proved, refuted or unknown.
 
+    Networks after the first are helped by its proofs. What was not proved at a radius is not asked about
+    at larger ones and counts as before: what is refuted stays so, and what is unknown was not shown.
     A run that is stopped keeps whole pictures; `standing` counts them.
     """
-    both = dict(zip(NETWORKS, networks, strict=True))
     for index in run.track(range(len(pictures)), "Certifying"):
-        table = certified(check, both, pictures.take(slice(index, index + 1)), radii, run)
-        for row in table.itertuples():
-            said = {name: getattr(row, name) for name in STATUSES}
-            run.record(picture=index, network=NETWORKS.index(row.network), radius=row.radius, **said)
+        picture, rows = pictures.take(slice(index, index + 1)), []
+        last = ["proved"] * len(networks)
+        for radius in sorted(radii):
+            proof = None
+            for number, network in enumerate(networks):
+                if last[number] == "proved":
+                    verdict = replace(check, radius=radius).check(network, picture, run, proof)
+                    last[number], proof = verdict.status, proof or verdict.proof
+                said = {status: int(last[number] == status) for status in STATUSES}
+                rows.append({"picture": index, "network": number, "radius": radius, **said})
+        for row in rows:
+            run.record(**row)
 
 
 def standing(rows: Sequence[Mapping[str, float]]) -> pd.DataFrame:

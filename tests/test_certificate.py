@@ -13,13 +13,13 @@ from torch import nn
 from core.certificate import Certificate, certify, phases
 from core.certified import NETWORKS, STATUSES, certify_many, drawn, standing
 from core.errors import CheckpointError, Stopped
+from core.evaluation import wilson
 from core.fates import CoreLine, fate, fates, related, shortest, tally
 from core.proving.bounds import crown
 from core.proving.network import unroll
 from core.proving.proof import Literal, Reuse
 from core.proving.question import Deadline, Question
 from core.proving.search import search
-from core.robustness import certified
 from core.run import Run
 from core.verification import PROPERTIES
 
@@ -258,15 +258,19 @@ def test_without_reuse_no_core_counts_as_reused(networks, pictures):
     assert {line.status for line in found.cores} <= {"not used", "new"}
 
 
-def test_picture_by_picture_certifies_what_all_at_once_does(networks, pictures):
-    radii, run = [0.001, 0.01, 0.1], Run()
+def test_certified_counts_are_those_of_single_verdicts(networks, pictures):
+    radii, run = [0.1, 0.001, 0.01], Run()
     few = pictures.take(slice(6))
     certify_many(check(0.0), networks, few, radii, run)
     assert len(run.records) == 6 * 2 * 3
-    table = standing(run.records).sort_values(["network", "radius"], ascending=[False, True])
-    slow = certified(check(0.0), dict(zip(NETWORKS, networks, strict=True)), few, radii, Run())
-    for column in ("network", "radius", "n", *STATUSES, "certified", "low", "high"):
-        assert table[column].tolist() == slow[column].tolist()
+    table = standing(run.records).set_index(["network", "radius"])
+    for name, network in zip(NETWORKS, networks, strict=True):
+        for radius in radii:
+            said = [check(radius).check(network, picture(few, i), Run()).status for i in range(6)]
+            row = table.loc[name, radius]
+            assert [row[status] for status in STATUSES] == [said.count(status) for status in STATUSES]
+            assert (row.n, row.certified) == (6, said.count("proved") / 6)
+            assert (row.low, row.high) == wilson(said.count("proved"), 6)
 
 
 def test_nothing_recorded_is_an_empty_standing_and_records_of_a_training_do_not_count():

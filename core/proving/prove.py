@@ -41,8 +41,8 @@ def quickly(question: Question, bounds: Bounds, old: Proof | None = None) -> Ans
             return _refuted(question, old.counterexample, deadline)
     margin = bounds.margin.item()
     if margin > TOLERANCE:
-        kept = old and Reuse(parts=len(old.cores), valid=len(old.cores))  # they follow from the empty core
-        return Answer("proved", deadline.spent, margin, proof=Proof(question, ((),)), reuse=kept)
+        proof = Proof(question, cores=((),))
+        return Answer("proved", deadline.spent, margin, proof=proof, reuse=_implied(old))
     found = attack(question)
     return None if found is None else _refuted(question, found, deadline)
 
@@ -53,6 +53,13 @@ def thoroughly(question: Question, bounds: Bounds, deadline: Deadline, old: Proo
         return split(question, deadline, old)
     undecided = sum(int(layer.sum()) for layer in bounds.unstable())
     return (search if undecided <= FEW_RELUS else branch)(question, bounds, deadline, old)
+
+
+def _implied(old: Proof | None) -> Reuse | None:
+    """Where bounds are enough all old cores hold; nothing is said of a proof that was bounds alone, too."""
+    if old is None or old.cores in ((), ((),)):
+        return None
+    return Reuse(parts=len(old.cores), valid=len(old.cores))
 
 
 def _refuted(question: Question, counterexample: Tensor, deadline: Deadline) -> Answer:
