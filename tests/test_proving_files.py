@@ -406,6 +406,14 @@ def test_a_property_without_inputs_holds(tmp_path):
     assert settle(read_onnx(path), cases, 1.0).status == "proved"
 
 
+def test_without_time_nothing_is_known(tmp_path):
+    path = saved(tmp_path / "net.onnx", [node("Relu", ["x"], ["y"])], {}, [1, 2])
+    cases = cases_of(tmp_path, BOX + "(assert (or (<= Y_0 -1) (<= Y_1 -1)))")
+    found = settle(read_onnx(path), cases, 0.0)
+    assert (found.status, found.reason, len(found.answers)) == ("unknown", "time is over", 2)
+    assert settle(read_onnx(path), cases, 5.0).status == "proved"
+
+
 # ------------------------------------------------------------------------------- published instances
 
 FAST = [

@@ -78,6 +78,8 @@ def settle(
     start = _bounds(network, cases)
     answers: dict[int, Answer] = {}
     for number, question in enumerate(asked):
+        if whole.over:
+            break
         begun = time.perf_counter()
         found = quickly(question, start[number], old.get(number))
         if found is not None:
@@ -87,9 +89,12 @@ def settle(
     open_ = [number for number in range(len(asked)) if number not in answers]
     open_.sort(key=lambda number: start[number].margin.item(), reverse=True)
     for done, number in enumerate(open_):
-        left = max(seconds - whole.spent, 0.0)
+        if whole.over:
+            answers[number] = Answer("unknown", bound=start[number].margin.item(), reason="time is over")
+            continue
+        left = seconds - whole.spent
         last = done == len(open_) - 1
-        share = Deadline(left if last else left / 2, lambda _, words: whole.tell(words))
+        share = Deadline(max(left if last else left / 2, 0.0), lambda _, words: whole.tell(words))
         answers[number] = thoroughly(asked[number], start[number], share, old.get(number))
         if answers[number].status == "refuted":
             return Settled("refuted", whole.spent, answers)
