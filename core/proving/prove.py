@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from core.proving.attack import attack
+from core.proving.attack import STEPS, attack
 from core.proving.bounds import Bounds, crown
 from core.proving.branching import branch
 from core.proving.proof import Answer, Proof, Reuse
@@ -10,6 +10,7 @@ from core.proving.question import TOLERANCE, Deadline, Question
 from core.proving.search import search
 from core.proving.splitting import split
 
+GLANCE = 3  # steps of an attack before an old proof is tried
 FEW_INPUTS = 12  # up to which the box is cut
 FEW_RELUS = 50  # undecided ones, up to which phases are searched with linear programs
 
@@ -43,7 +44,8 @@ def quickly(question: Question, bounds: Bounds, old: Proof | None = None) -> Ans
     if margin > TOLERANCE:
         proof = Proof(question, cores=((),))
         return Answer("proved", deadline.spent, margin, proof=proof, reuse=_implied(old))
-    found = attack(question)
+    helped = old is not None and old.cores not in ((), ((),))  # which is likely to be enough
+    found = attack(question, steps=GLANCE if helped else STEPS)
     return None if found is None else _refuted(question, found, deadline)
 
 
