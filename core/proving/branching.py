@@ -196,6 +196,7 @@ class _Search:
             raise _Violated(x)
         else:
             self.doubts += 1
+            self.closed = min(self.closed, max(found.value, case.value.item()))
 
     # ------------------------------------------------------------------------------------------ bounds
 
