@@ -452,6 +452,14 @@ def without(network: ReluNetwork, layer: int, neuron: int) -> ReluNetwork:
     return ReluNetwork(tuple(weights), tuple(biases))
 
 
+def test_a_network_of_another_depth_keeps_no_neuron():
+    deep = three()
+    flat = ReluNetwork((deep.weights[0], deep.weights[2] @ deep.weights[1]), deep.biases[::2])
+    for before, after in ((deep, flat), (flat, deep)):
+        counts = classify(before, after).counts
+        assert [row["neuron removed"] for row in counts] == list(before.widths)
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 def test_removed_neurons_are_found_where_they_are_missing(noise):
     before = three()

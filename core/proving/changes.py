@@ -39,6 +39,8 @@ def classify(before: ReluNetwork, after: ReluNetwork) -> Changes:
     numbers. Layers that `after` has more or less of leave nothing to compare: all neurons are removed.
     """
     places = match(before, after)
+    if len(before.widths) != len(after.widths):
+        return Changes(tuple(torch.full_like(place, REMOVED) for place in places), places)
     classes = []
     read = torch.arange(before.inputs)  # places of what the layer reads
     for k, place in enumerate(places):
