@@ -58,10 +58,11 @@ def thoroughly(question: Question, bounds: Bounds, deadline: Deadline, old: Proo
 
 
 def _implied(old: Proof | None) -> Reuse | None:
-    """Where bounds are enough all old cores hold; nothing is said of a proof that was bounds alone, too."""
-    if old is None or old.cores in ((), ((),)):
+    """Where bounds are enough all old parts hold; nothing is said of a proof that was bounds alone, too."""
+    if old is None or old.cores == ((),):
         return None
-    return Reuse(parts=len(old.cores), valid=len(old.cores))
+    parts = len(old.cores) if old.boxes is None else len(old.boxes[0])
+    return Reuse(parts, valid=parts) if parts else None
 
 
 def _refuted(question: Question, counterexample: Tensor, deadline: Deadline) -> Answer:
