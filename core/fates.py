@@ -15,7 +15,7 @@ WORDS = {
     "valid": "checked again on the compressed network, and holds, maybe with fewer phases",
     "trivial": "holds at once: one of its ReLUs can no longer be in that phase",
     "broken": "does not hold any more, and was dropped",
-    "unchecked": "left alone, after too many others were broken",
+    "unchecked": "not looked at again: too many others were broken, or the search ended first",
     "dropped": "not part of the new proof: broken, or left alone",
     "not used": "the compressed network's answer did without it",
     "new": "found for the compressed network",

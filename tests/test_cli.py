@@ -331,7 +331,7 @@ def test_verify_proves_what_a_recipe_makes_with_the_proof_of_the_original(capsys
     assert cli.main([str(word) for word in words]) == 0
     shown = capsys.readouterr().out
     assert "original: proved 2 of 2 (100%" in shown
-    assert "cores held" in shown
+    assert "cores hold" in shown
 
 
 def test_an_unchanged_network_agrees_with_itself(weights, capsys):

@@ -106,7 +106,7 @@ def _print(report: Mapping[str, Any]) -> None:
         for name, side in sides:
             words = "misclassified" if _misclassified(each, side) else side["status"]
             held = each["reuse"] if name == "compressed" and _searched(each) else None
-            kept = f"  {held['trivial'] + held['valid']} of {held['parts']} cores held" if held else ""
+            kept = f"  {held['trivial'] + held['valid']} of {held['parts']} cores hold" if held else ""
             print(f"  {each['picture']:>5}  {name:10}  {words:13} {side['seconds']:8.3f} s{kept}")
     summary = report["summary"]
     for name in ("original", "compressed"):
@@ -118,7 +118,7 @@ def _print(report: Mapping[str, Any]) -> None:
                 f"refuted {summary[name]['refuted']}, unknown {summary[name]['unknown']}"
             )
     if "reuse_rate" in summary:
-        print(f"  reused: {summary['reuse_rate']:.0%} of the original's proofs held")
+        print(f"  reused: {summary['reuse_rate']:.0%} of the original's cores hold")
     if "speed_up" in summary:
         print(
             f"  with the old proof {summary['speed_up']:.1f} times as fast as without "
