@@ -33,6 +33,7 @@ from core.properties.robustness import against, pixels
 from core.proving.attack import attack
 from core.proving.bounds import crown, intervals
 from core.proving.branching import branch
+from core.proving.instance import rounded
 from core.proving.network import ReluNetwork, unroll
 from core.proving.proof import Answer, Proof
 from core.proving.question import TOLERANCE, Deadline, Question
@@ -176,7 +177,7 @@ def again(radii: Sequence[float], pictures: int, seconds: float) -> list[dict[st
         for place in range(pictures):
             picture = test.take(slice(place, place + 1))
             network = unroll(model, picture.pixels.shape[1:])
-            both = [each.behind(picture.mean, picture.std) for each in (network, rounded(network))]
+            both = [each.behind(picture.mean, picture.std) for each in (network, rounded(network, 8))]
             label, x = int(picture.labels[0]), pixels(picture)
             box = (x - radius).clamp(0, 1), (x + radius).clamp(0, 1)
             for other in (other for other in range(network.outputs) if other != label):
@@ -189,13 +190,6 @@ def again(radii: Sequence[float], pictures: int, seconds: float) -> list[dict[st
             say(f"radius {radius:g}, {place + 1} pictures, {len(found)} questions")
         rows.append(_compared(radius, found))
     return rows
-
-
-def rounded(network: ReluNetwork, bits: int = 8) -> ReluNetwork:
-    """Weights as whole multiples of a step, one step per layer."""
-    steps = [weight.abs().max() / (2 ** (bits - 1) - 1) for weight in network.weights]
-    weights = ((weight / step).round() * step for weight, step in zip(network.weights, steps, strict=True))
-    return ReluNetwork(tuple(weights), network.biases)
 
 
 def _hard(question: Question) -> bool:

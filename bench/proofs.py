@@ -32,6 +32,7 @@ from core.evaluation import evaluate
 from core.methods.low_rank import LowRank
 from core.methods.prune_filters import PruneFilters
 from core.methods.prune_weights import PruneWeights
+from core.methods.quantize import Quantize
 from core.properties.robustness import against, pixels
 from core.proving.attack import attack
 from core.proving.bounds import crown
@@ -148,15 +149,6 @@ def asked(subject: Subject, pictures: int, **options) -> Iterator[Asked]:
 # ---------------------------------------------------------------------------------------- compression
 
 
-def quantised(model: nn.Module, bits: int) -> nn.Module:
-    """Weights of every layer as whole numbers of so many bits times one scale; biases stay."""
-    for layer in model:
-        if isinstance(layer, nn.Linear):
-            scale = layer.weight.abs().max() / (2 ** (bits - 1) - 1)
-            layer.weight.copy_((layer.weight / scale).round() * scale)
-    return model
-
-
 def by_recipe(step: Compressor) -> Callable[[Subject], nn.Module]:
     def apply(subject: Subject) -> nn.Module:
         setting = Setting(subject.data.train, subject.data.validation, subject.model)
@@ -165,15 +157,11 @@ def by_recipe(step: Compressor) -> Callable[[Subject], nn.Module]:
     return apply
 
 
-def by_bits(bits: int) -> Callable[[Subject], nn.Module]:
-    return lambda subject: quantised(by_recipe(PruneWeights(sparsity=0.0))(subject), bits)
-
-
 COMPRESSIONS: dict[str, Callable[[Subject], nn.Module]] = {
     "none": by_recipe(PruneWeights(sparsity=0.0)),
-    "int8": by_bits(8),
-    "int6": by_bits(6),
-    "int4": by_bits(4),
+    "int8": by_recipe(Quantize(bits=8)),
+    "int6": by_recipe(Quantize(bits=6)),
+    "int4": by_recipe(Quantize(bits=4)),
     "prune 5 %": by_recipe(PruneWeights(sparsity=0.05)),
     "prune 20 %": by_recipe(PruneWeights(sparsity=0.2)),
     "prune 50 %": by_recipe(PruneWeights(sparsity=0.5)),

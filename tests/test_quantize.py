@@ -7,8 +7,9 @@ from torch import nn
 from core.layers import prunable
 from core.methods.fine_tuning import FineTuning
 from core.methods.prune_weights import PruneWeights
-from core.methods.quantize import Quantize, rounded
+from core.methods.quantize import Quantize
 from core.recipe import Recipe, compress
+from core.rounding import rounded
 
 
 def test_by_hand():

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -14,6 +13,7 @@ from core.figure import Figure
 from core.layers import prunable, require_finite, require_prunable
 from core.method import choice, number
 from core.recipe import COMPRESSORS, Compressor
+from core.rounding import Rounding
 from core.run import Run
 
 
@@ -66,25 +66,6 @@ class Quantize(Compressor):
             "labels": {"error": "distance moved, of the weights' length"},
         }
         return [Figure("How far do weights move?", finding, table, "layer", "error", "bars", **form)]
-
-
-class Rounding(nn.Module):
-    """Parametrization w -> the nearest point of the grid; gradients pass as if it were w."""
-
-    def __init__(self, bits: int, each: bool) -> None:
-        super().__init__()
-        self.bits, self.each = bits, each
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + (rounded(weight.detach(), self.bits, self.each) - weight.detach())
-
-
-def rounded(weight: Tensor, bits: int, each: bool = False) -> Tensor:
-    """The nearest points of the grid of `weight` (O, ...); `each`: of every filter's own grid."""
-    levels = 2 ** (bits - 1) - 1
-    largest = weight.abs().amax(tuple(range(1, weight.dim())) if each else None, keepdim=True)
-    step = largest / levels
-    return torch.where(step > 0, (weight / step.where(step > 0, 1)).round() * step, weight)
 
 
 def _error(before: Tensor, after: Tensor) -> float:

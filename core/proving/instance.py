@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from core import rounding
 from core.errors import ParameterError
 from core.proving.bounds import Bounds, crown
 from core.proving.network import ReluNetwork
@@ -126,18 +127,14 @@ def _bounds(network: ReluNetwork, cases: Sequence[Case]) -> list[Bounds]:
 
 
 def rounded(network: ReluNetwork, bits: int) -> ReluNetwork:
-    """Every layer's weights as whole numbers of so many bits times one scale; offsets stay.
+    """Every layer's weights on a grid of so many bits; offsets stay.
 
     Raises:
         ParameterError: `bits` does not lie between 2 and 16.
     """
     if not 2 <= bits <= 16:
         raise ParameterError(f"proof: bits must lie between 2 and 16, got {bits}")
-    most = 2 ** (bits - 1) - 1
-    weights = []
-    for weight in network.weights:
-        scale = weight.abs().max().clamp(min=1e-300) / most
-        weights.append((weight / scale).round() * scale)
+    weights = (rounding.rounded(weight, bits) for weight in network.weights)
     return ReluNetwork(tuple(weights), network.biases)
 
 
