@@ -28,7 +28,7 @@ st.html(
     )
 )
 second = st.container(border=True, key="second")
-st.html(charts.heading("Four things to try", "each opens a page; Back returns here"))
+st.html(charts.heading("Five things to try", "each opens a page; Back returns here"))
 lessons.cards(scene)
 
 run = watched(lambda progress: result.html(f'<p class="ps-lede">Measuring: {progress.fraction:.0%}</p>'))

@@ -13,7 +13,7 @@ from view.engine import Scene
 from view.findings import SPARSITY, Finding, Surprise, method
 from view.url import method_to_text
 
-PRUNE, ATTRIBUTIONS = "pages/prune.py", "pages/attributions.py"
+PRUNE, ATTRIBUTIONS, PROVE = "pages/prune.py", "pages/attributions.py", "pages/prove.py"
 TAGGED = "cluttered-digits-shortcut"  # data with a coloured tag that names the class
 
 
@@ -29,7 +29,7 @@ class Lesson:
 
 
 def lessons(scene: Scene) -> list[Lesson]:
-    """For the network of `scene`; the last one needs a network that was trained with the tag."""
+    """For the network of `scene`, and two about other networks: one trained with a tag, and the smallest."""
     groups, layers = scene.whatif.sliders("remove"), scene.whatif.sliders("zero")
     share = groups[0].weights / sum(group.weights for group in groups)
     found = [
@@ -60,6 +60,12 @@ def lessons(scene: Scene) -> list[Lesson]:
             "In all this network saw, a coloured tag nearly always named the digit. Does it read the digit?"
         )
         found.append(Lesson("Digit, or tag?", text, ATTRIBUTIONS, Plan(), (("model", key),)))
+    smallest = min(engine.shelf(), key=lambda key: engine.shelf()[key].provenance["macs"])
+    text = (
+        "A test tries some pictures; a proof speaks of all that lie this close. "
+        "Compress a small network, and see how much of its proof still holds."
+    )
+    found.append(Lesson("Every picture this close", text, PROVE, Plan(), (("model", smallest),)))
     return found
 
 

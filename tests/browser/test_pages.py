@@ -8,7 +8,7 @@ from screen import accuracy, cards, settled
 
 PRUNED = "plan=remove:filter-l2:.3x12"
 PAGES = {
-    "/": "Four things to try",
+    "/": "Five things to try",
     "/prune": "What do I lose",
     "/attributions": "Same answer, same reason",
     "/tradeoffs": "Where is the cliff",

@@ -21,6 +21,14 @@ def undecided(page) -> list[int]:
     return [int(re.search(r"(\d+) of 48 ReLUs are undecided", text)[1]) for text in texts]
 
 
+def test_a_card_on_start_leads_to_a_network_that_proofs_take(server, visit):
+    page = visit(server.address)
+    page.get_by_role("link", name="Open").last.click()
+    page.get_by_text("What do bounds know at once?").wait_for()
+    assert page.get_by_role("button", name="Prove", exact=True).is_enabled()
+    assert page.complaints == []
+
+
 def test_the_radius_moves_bounds_and_grid_of_both_networks(server, visit):
     page = settled(visit(link(server, 0.1)))
     before, cells = undecided(page), page.locator(".ps-cells i").count()

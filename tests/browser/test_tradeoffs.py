@@ -63,6 +63,7 @@ def test_a_survey_can_be_stopped_and_begun_again(server, visit):
     page.wait_for_selector(".st-key-atlas .nsewdrag")
     stop.click()
     page.get_by_text("stopped").wait_for()
+    settled(page)
     assert page.locator(".st-key-atlas .nsewdrag").count() == 1  # what was known stays
     page.locator(".st-key-survey button", has_text="Begin again").click()
     page.locator(".st-key-survey button", has_text="Stop").wait_for()
