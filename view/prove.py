@@ -34,7 +34,7 @@ QUICK = {
     "low-rank": ("Low rank: 20 % fewer weights", {"method": "low-rank", "sparsity": 0.2}),
 }  # what may be compared where the reader has no plan and no recipe
 MANY, MOST = 20, 200  # pictures
-RADII = (0.5, 1.0, 1.5, 2.0, 2.5)  # times the present one
+RADII = (0.2, 0.4, 0.6, 0.8, 1.0)  # times the present one
 EACH_S = 1.0  # of many pictures, for every other class
 
 
@@ -99,7 +99,7 @@ def proof(scene: Scene) -> Order:
 def many(scene: Scene) -> Order:
     """The job that certifies many pictures, in less time for each."""
     asked, count = check(), states.state().kept.get("prove.images", MANY)
-    radii = sorted({min(round(asked.radius * times, 4), 0.5) for times in RADII})
+    radii = sorted({round(asked.radius * times, 4) for times in RADII})
     quick = replace(asked, seconds=min(asked.seconds, EACH_S), radius=type(asked)().radius)
     return jobs.order(scene, recipe(scene), "certified", property=quick.to_dict(), images=count, radii=radii)
 
@@ -131,7 +131,7 @@ def controls(scene: Scene) -> None:
             icon=":material/playlist_add_check:",
             on_click=lambda: jobs.begin(many(engine.scene())),
             disabled=not check().radius,
-            help=f"Up to {RADII[-1]:g} times this radius, with at most {EACH_S:g} s for every other class",
+            help=f"At {len(RADII)} radii up to this one, with at most {EACH_S:g} s for every other class",
         )
     jobs.earlier(scene, "Proofs", ("proof",), partial(_line, scene), _show)
 
