@@ -9,7 +9,7 @@ Source: Zhang et al., "Efficient Neural Network Robustness Certification with Ge
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Bounds:
     highs: tuple[Tensor, ...]
     margins: Tensor  # (B, R) lower bounds of the outputs
     empty: Tensor  # (B,) bool
+    narrowed: list[tuple[tuple[Tensor, ...], ...]] = field(default_factory=list, repr=False)
+    # lows and highs that somebody has looked for since: shared by copies about other outputs
 
     @property
     def margin(self) -> Tensor:

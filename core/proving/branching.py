@@ -16,7 +16,7 @@ arXiv:1909.06588 (the score); Wang et al., "Beta-CROWN", NeurIPS 2021, arXiv:210
 import heapq
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import torch
@@ -104,12 +104,9 @@ class _Search:
         """Bounds of the root, and the network without what is never active there."""
         question, whole = self.question, self.bounds
         self._look()
-        network, cut, kept = alive(question.network, whole)
-        cut = tightened(network, question.low, question.high, cut, ROOT_STEPS, self._look)
-        lows, highs = [v.clone() for v in whole.lows], [v.clone() for v in whole.highs]
-        for k, index in enumerate(kept):
-            lows[k][:, index], highs[k][:, index] = cut.lows[k], cut.highs[k]
-        self.bounds = Bounds(tuple(lows), tuple(highs), cut.margins, cut.empty)
+        if not whole.narrowed:
+            whole.narrowed.append(self._narrowed())
+        self.bounds = replace(whole, lows=whole.narrowed[0][0], highs=whole.narrowed[0][1])
         self.network, cut, kept = alive(question.network, self.bounds)
         self.places = [(k, i) for k, index in enumerate(kept) for i in index.tolist()]
         self.numbers = {place: number for number, place in enumerate(self.places)}
@@ -121,6 +118,16 @@ class _Search:
         self.closers = torch.zeros(0, len(self.places))
         once = sum(weight.numel() for weight in self.network.weights)
         self.batch = int(min(BATCH, max(2, EFFORT // (8 * once * (self.late + 2 * STEPS)))))
+
+    def _narrowed(self) -> tuple[tuple[Tensor, ...], ...]:
+        """Lower and upper ends of all ReLUs' inputs by slopes that are looked for."""
+        question, whole = self.question, self.bounds
+        network, cut, kept = alive(question.network, whole)
+        cut = tightened(network, question.low, question.high, cut, ROOT_STEPS, self._look)
+        lows, highs = [v.clone() for v in whole.lows], [v.clone() for v in whole.highs]
+        for k, index in enumerate(kept):
+            lows[k][:, index], highs[k][:, index] = cut.lows[k], cut.highs[k]
+        return tuple(lows), tuple(highs)
 
     def root(self) -> _Cases:
         found = self._fresh(torch.zeros(1, len(self.places), dtype=torch.int8), None, ROOT_STEPS)

@@ -119,7 +119,7 @@ def _bounds(network: ReluNetwork, cases: Sequence[Case]) -> list[Bounds]:
         whole = crown(network.then(rows, offsets), mine[0].low[None], mine[0].high[None])
         parts = whole.margins.split([len(case.rows) for case in mine], 1)
         for number, part in zip(numbers, parts, strict=True):
-            found[number] = Bounds(whole.lows, whole.highs, part, whole.empty)
+            found[number] = replace(whole, margins=part)  # they share what is found out about the box
     return [found[number] for number in range(len(cases))]
 
 
