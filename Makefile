@@ -22,7 +22,7 @@ run: install
 install: $(VENV)/.installed
 
 test: $(VENV)/.browser
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
