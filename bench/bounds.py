@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from bench import machine
 from bench.timing import medians, say, timed
-from core.properties.robustness import against, pixels
+from core.properties.robustness import pixels
 from core.proving.attack import attack
 from core.proving.bounds import crown, intervals
 from core.proving.branching import branch
@@ -57,7 +57,7 @@ def mlp(pictures: int) -> dict[str, list[Question]]:
         others = [other for other in range(network.outputs) if other != label]
         for radius in RADII:
             box = (x - radius).clamp(0, 1), (x + radius).clamp(0, 1)
-            found[f"radius {radius:g}"].append(Question(against(network, label, others), *box))
+            found[f"radius {radius:g}"].append(Question(network.margins(label, others), *box))
     return found
 
 
@@ -181,7 +181,7 @@ def again(radii: Sequence[float], pictures: int, seconds: float) -> list[dict[st
             label, x = int(picture.labels[0]), pixels(picture)
             box = (x - radius).clamp(0, 1), (x + radius).clamp(0, 1)
             for other in (other for other in range(network.outputs) if other != label):
-                asked = [Question(against(each, label, [other]), *box) for each in both]
+                asked = [Question(each.margins(label, [other]), *box) for each in both]
                 if all(_hard(question) for question in asked):
                     first = _branched(asked[0], seconds)
                     found.append(

@@ -33,7 +33,7 @@ from core.methods.low_rank import LowRank
 from core.methods.prune_filters import PruneFilters
 from core.methods.prune_weights import PruneWeights
 from core.methods.quantize import Quantize
-from core.properties.robustness import against, pixels
+from core.properties.robustness import pixels
 from core.proving.attack import attack
 from core.proving.bounds import crown
 from core.proving.network import ReluNetwork, unroll
@@ -73,7 +73,7 @@ class Asked:
     def about(self, model: nn.Module) -> Question:
         """The same question about another network."""
         network = network_of(model, self.subject.data.test)
-        return Question(against(network, self.label, [self.other]), self.question.low, self.question.high)
+        return Question(network.margins(self.label, [self.other]), self.question.low, self.question.high)
 
 
 def digits() -> DatasetBundle:
@@ -135,7 +135,7 @@ def asked(subject: Subject, pictures: int, **options) -> Iterator[Asked]:
         label, other = network(x[None])[0].topk(2).indices.tolist()
         for radius in RADII if label == right else ():
             low, high = (x - radius).clamp(0, 1), (x + radius).clamp(0, 1)
-            question = Question(against(network, label, [other]), low, high)
+            question = Question(network.margins(label, [other]), low, high)
             bounds = crown(question.network, low[None], high[None])
             if bounds.margin.item() > TOLERANCE:
                 continue

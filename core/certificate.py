@@ -138,11 +138,7 @@ class Comparison:
     @property
     def reuse(self) -> Reuse | None:
         """What became of the original's proof, over all classes; None where nothing was to be reused."""
-        parts = [answer.reuse for answer in self.compressed.answers.values() if answer.reuse is not None]
-        if not parts:
-            return None
-        names = Reuse.__dataclass_fields__
-        return Reuse(**{name: sum(getattr(part, name) for part in parts) for name in names})
+        return Reuse.total(self.compressed.answers.values())
 
     @property
     def speed_up(self) -> float | None:

@@ -9,12 +9,14 @@ from torch import nn
 
 from core.bundles import Split
 from core.errors import ParameterError, Stopped
-from core.properties.robustness import Robustness, against, pixels
+from core.properties.robustness import Robustness, pixels
+from core.proving import branching
 from core.proving.attack import attack
 from core.proving.bounds import crown, intervals
 from core.proving.network import ReluNetwork, unroll
 from core.proving.prove import prove
 from core.proving.question import Deadline, Question
+from core.proving.slopes import tightened
 from core.run import Run
 from core.weights import load_dataset, load_model
 
@@ -181,7 +183,7 @@ def test_questions_of_single_classes_have_the_margins_of_the_network(model, digi
     x = pixels(picture(digits, 0))[None]
     logits = model(picture(digits, 0).images)[0].double()
     expected = torch.stack([logits[2] - logits[other] for other in (7, 1)])
-    assert torch.allclose(against(network, 2, [7, 1])(x)[0], expected, atol=1e-4)
+    assert torch.allclose(network.margins(2, [7, 1])(x)[0], expected, atol=1e-4)
 
 
 def test_the_proof_of_one_network_helps_with_another_and_must_be_about_the_same_ball(model, digits):
@@ -224,6 +226,19 @@ def test_without_time_a_verdict_is_unknown_where_bounds_do_not_tell(digits):
     assert verdict.status in ("unknown", "proved")
     question = next(a.proof.question for a in verdict.answers.values() if a.work)
     assert prove(question, Deadline(0.0)).status == "unknown"
+
+
+def test_ranges_are_looked_for_once_for_all_classes_of_a_picture(digits, monkeypatch):
+    asked = []
+
+    def counted(*given):
+        asked.append(given)
+        return tightened(*given)
+
+    monkeypatch.setattr(branching, "tightened", counted)
+    verdict = Robustness(radius=0.08).check(load_model("mlp", digits).module, picture(digits, 1), Run())
+    assert sum(answer.work.get("nodes", 0) > 0 for answer in verdict.answers.values()) > 1
+    assert len(asked) == 1
 
 
 def test_a_reader_who_leaves_is_heard_in_the_middle_of_a_search(digits):

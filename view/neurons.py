@@ -62,9 +62,7 @@ def look(network: ReluNetwork, x: Tensor, label: int, radius: float) -> Look:
     """Around pixels `x` (I,) in [0, 1], which should be answered with `label`."""
     low, high = (x - radius).clamp(0, 1)[None], (x + radius).clamp(0, 1)[None]
     others = [other for other in range(network.outputs) if other != label]
-    rows = -torch.eye(network.outputs, dtype=torch.float64)[others]
-    rows[:, label] = 1.0
-    asked = network.then(rows, torch.zeros(len(others)))
+    asked = network.margins(label, others)
     narrow, odds = crown(asked, low, high), network(x[None]).softmax(1)[0]
     excluded = int((narrow.margins[0] > TOLERANCE).sum())
     predicted = int(odds.argmax())

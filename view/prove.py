@@ -9,6 +9,7 @@ from torch import nn
 from core.bundles import Split
 from core.errors import UnsupportedModelError, UserError
 from core.jobs import Job, Order
+from core.layers import digest
 from core.method import from_dict
 from core.proving.network import ReluNetwork, unroll
 from core.recipe import COMPRESSORS, Recipe, compress
@@ -223,6 +224,11 @@ def _compressed_module(key: str, asked: Recipe, *, run) -> nn.Module:
         return compress(engine.bundle(key).module, carried.setting(key), asked, run).model
 
 
+@computed(8)
+def _unrolled(key: str, of: str, *, network: nn.Module, pictures: Split) -> ReluNetwork:
+    return relu_network(network, pictures)
+
+
 def compressed(scene: Scene) -> ReluNetwork | None:
     """The compressed network likewise; None, and a sentence, where it is not at hand."""
     asked = recipe(scene)
@@ -236,7 +242,7 @@ def compressed(scene: Scene) -> ReluNetwork | None:
         with visible_run("Compressing") as run:
             module = _compressed_module(scene.key, asked, run=run)
     try:
-        return relu_network(module, scene.split)
+        return _unrolled(scene.key, digest(module), network=module, pictures=scene.split)
     except UnsupportedModelError as error:
         st.warning(f"The compressed network cannot be reasoned about. {error}.", icon=":material/block:")
         return None

@@ -1,18 +1,17 @@
 """Local robustness: does the answer stay the same whatever happens to every pixel, up to a radius?"""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from core.bundles import Split
 from core.errors import ParameterError
 from core.method import choice, number
 from core.proving.bounds import Bounds, crown
-from core.proving.network import ReluNetwork, unroll
+from core.proving.network import unroll
 from core.proving.proof import Answer, Proof, Status
 from core.proving.prove import quickly, thoroughly
 from core.proving.question import Deadline, Question
@@ -65,11 +64,11 @@ class Robustness(Property):
         logits = network(x[None])[0]
         others, predicted = self._others(logits, label), int(logits.argmax())
         # once for all classes: they share the hidden layers
-        bounds = crown(against(network, label, others), low[None], high[None])
+        bounds = crown(network.margins(label, others), low[None], high[None])
         told = {"label": label, "predicted": predicted, "bounds": bounds}
         if predicted != label:
             return RobustnessVerdict("refuted", time.perf_counter() - start, x.view(shape), {}, **told)
-        questions = {other: Question(against(network, label, [other]), low, high) for other in others}
+        questions = {other: Question(network.margins(label, [other]), low, high) for other in others}
         answers = self._answers(questions, bounds, proof or {}, run)
         found = next((a.counterexample for a in answers.values() if a.counterexample is not None), None)
         return RobustnessVerdict(
@@ -113,14 +112,6 @@ def pixels(picture: Split) -> Tensor:
     if len(picture) != 1:
         raise ParameterError(f"robustness: must be asked for one picture, got {len(picture)}")
     return picture.pixels[0].flatten().double() / 255
-
-
-def against(network: ReluNetwork, label: int, others: Sequence[int]) -> ReluNetwork:
-    """The network whose outputs are the logit of `label` less those of `others`."""
-    rows = torch.zeros(len(others), network.outputs, dtype=torch.float64)
-    rows[:, label] = 1.0
-    rows[torch.arange(len(others)), torch.tensor(others)] = -1.0
-    return network.then(rows, torch.zeros(len(others)))
 
 
 def _overall(answers: Mapping[int, Answer]) -> Status:

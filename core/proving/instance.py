@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,11 +46,7 @@ class Settled:
     @property
     def reuse(self) -> Reuse | None:
         """Over all questions; None where nothing was to be reused."""
-        parts = [answer.reuse for answer in self.answers.values() if answer.reuse is not None]
-        names = [field.name for field in fields(Reuse)]
-        return (
-            Reuse(**{name: sum(getattr(part, name) for part in parts) for name in names}) if parts else None
-        )
+        return Reuse.total(self.answers.values())
 
     @property
     def reason(self) -> str:

@@ -74,6 +74,13 @@ class ReluNetwork:
         rows = rows.double()
         return ReluNetwork((*weights, rows @ last), (*biases, rows @ shift - offsets.double()))
 
+    def margins(self, label: int, others: Sequence[int]) -> "ReluNetwork":
+        """The network whose outputs are the logit of `label` less those of `others`."""
+        rows = torch.zeros(len(others), self.outputs, dtype=torch.float64)
+        rows[:, label] = 1.0
+        rows[torch.arange(len(others)), torch.tensor(others)] = -1.0
+        return self.then(rows, torch.zeros(len(others)))
+
     @cached_property
     def digest(self) -> str:
         """The same for the same numbers."""

@@ -1,9 +1,9 @@
 """Answers, and what is left of a proof to help with a changed network; it never decides by itself."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, field
 from typing import Literal as OneOf
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -67,6 +67,12 @@ class Reuse:
     def rate(self) -> float:
         """Share of the old proof that holds."""
         return (self.trivial + self.valid) / self.parts if self.parts else 1.0
+
+    @classmethod
+    def total(cls, answers: Iterable["Answer"]) -> Self | None:
+        """Of several questions together; None where nothing was to be reused."""
+        parts = [astuple(answer.reuse) for answer in answers if answer.reuse is not None]
+        return cls(*map(sum, zip(*parts, strict=True))) if parts else None
 
 
 @dataclass(frozen=True, eq=False)
